@@ -1,0 +1,41 @@
+# Everything a user types. Each target makes what it needs first.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# The same in every shell: no packages of the user's home, no crash reports or usage sent anywhere.
+export PYTHONNOUSERSITE := 1
+export DVC_NO_ANALYTICS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check params lock llama ui
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: .venv/ready ## the whole pipeline on the embedded model: base against tuned, and a report
+	dvc repro
+	siftune summary
+
+test: .venv/ready ## the tests
+	pytest
+
+check: .venv/ready ## lint, types and the rules of the house
+	ruff format --check .
+	ruff check .
+	mypy
+	pytest tests/test_house.py
+
+params: .venv/ready ## compose conf/ into params.yaml, e.g. make params SET="size=reduced sft.learning_rate=5e-4"
+	python -m siftune.presets $(SET)
+
+lock: ## resolve pyproject.toml anew into containers/locks (needs uv)
+	containers/lock.sh
+
+llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for running them
+	containers/llama.sh build
+
+ui: .venv/ready ## MLflow on http://127.0.0.1:5000
+	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+.venv/ready: containers/venv.sh containers/locks/cpu.txt containers/locks/llama.txt pyproject.toml
+	PYTHON=$(PYTHON) containers/venv.sh
+	touch $@

@@ -1,0 +1,38 @@
+"""Let the base and the tuned model answer the same tasks, and keep every answer with its scores."""
+
+from pathlib import Path
+
+from siftune import config, files, provenance, stage, tracking
+
+MERGED, ANSWERS = Path("models/merged"), Path("data/answers")
+
+
+def main() -> None:
+    params = config.load("benchmark", "encode")
+    from siftune import benchmark, models
+
+    tasks = benchmark.load_tasks(params.benchmark.tasks)
+    weights = {
+        "base": (models.base_folder(), files.read_json(models.MANIFEST)["sha256"]),
+        "tuned": (MERGED, provenance.digest(files.describe_folder(MERGED))),
+    }
+    with tracking.stage("benchmark", "benchmark", "encode") as run:
+        run.dataset(
+            test := Path("data/prepared/test.jsonl"),
+            name="test",
+            digest=files.sha256(test),
+            context="test",
+        )
+        with files.published_folder(ANSWERS) as folder:
+            for name, (model, digest) in weights.items():
+                results = benchmark.evaluate(
+                    model, digest, tasks, params.benchmark, system=params.encode.system
+                )
+                files.write_jsonl(folder / f"{name}.jsonl", benchmark.items(results))
+                files.write_json(folder / "directions.json", benchmark.directions(results))
+                run.report(**{name: benchmark.metrics(results)})
+        run.artifact(ANSWERS)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,1 @@
+"""siftune: fine-tune a language model reproducibly."""

@@ -1,0 +1,275 @@
+"""params.yaml, checked: one small frozen dataclass a section; unknown, missing and mistyped keys are errors."""
+
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from siftune.stage import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+# Strict: YAML reads 1e-4 as text, and text is no number.
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Model:
+    """The base model: where it comes from and what it may be used for."""
+
+    name: Name
+    source: str  # hub id | modelscope:id | folder | file.gguf | package:module/file.gguf
+    revision: str | None
+    license: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Data:
+    """The raw records: where they come from and which columns hold what."""
+
+    name: Name
+    source: str  # generate:name | hub:id | modelscope:id | local
+    revision: str | None
+    path: str  # what prepare reads: data/raw, where fetch puts it, or the user's own file or folder
+    prompt: str  # column of the question
+    response: str  # column of the answer
+    group: str | None  # column whose rows stay in one split; null: the question itself
+    num_examples: Positive | None
+    seed: NotNegative
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Prepare:
+    """The split, by group; what is left is for training."""
+
+    validation: Share
+    test: Share
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Encode:
+    """From messages to tokens."""
+
+    max_length: Positive
+    too_long: Literal["error", "drop"]
+    system: str | None  # put before conversations that have no system message
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Lora:
+    """LoRA (Hu et al. 2021) as in peft.LoraConfig."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    targets: str | list[str]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Sft:
+    """Supervised fine-tuning; `trainer` goes to trl.SFTConfig as it is."""
+
+    seed: NotNegative
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    num_epochs: Annotated[float, Field(gt=0.0)]
+    global_batch: Positive
+    micro_batch: Positive
+    eval_every: Positive
+    lora: Lora
+    trainer: dict[str, Any]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Merge:
+    """How far the merged model may be from base + adapter, on real prompts."""
+
+    num_prompts: Positive
+    max_kl: Annotated[float, Field(gt=0.0)]
+    min_top1_agreement: Share
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Benchmark:
+    """lm-eval: any of its task names, or a local one from eval/tasks."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_fewshot: NotNegative | None
+    limit: Positive | None
+    batch_size: Positive
+    max_new_tokens: Positive
+    chat_template: bool
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Samples:
+    """Answers to read: the same prompts, base against tuned."""
+
+    num_prompts: Positive
+    max_new_tokens: Positive
+    temperature: Annotated[float, Field(ge=0.0)]  # 0: greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    seed: NotNegative
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Compare:
+    """The paired test between base and tuned."""
+
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)]
+    num_resamples: Annotated[int, Field(ge=100)]
+    seed: NotNegative
+
+
+GgufType = Literal["f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ToGguf:
+    """Which GGUF files to write."""
+
+    types: Annotated[list[GgufType], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GgufLimit:
+    """How far a GGUF file may be from the merged model."""
+
+    max_kl: Annotated[float, Field(gt=0.0)]
+    min_top1_agreement: Share
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GgufCheck:
+    """Limits by GGUF type, on held-out prompts."""
+
+    num_prompts: Positive
+    limits: dict[GgufType, GgufLimit]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Card:
+    """What the model card says beyond what was measured."""
+
+    title: str
+    language: list[str]
+    intended_use: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Register:
+    """The name in MLflow's registry, and the metric that the alias `best` follows."""
+
+    name: Name
+    metric: str
+
+
+SECTIONS: dict[str, type] = {
+    "model": Model,
+    "data": Data,
+    "prepare": Prepare,
+    "encode": Encode,
+    "sft": Sft,
+    "merge": Merge,
+    "benchmark": Benchmark,
+    "samples": Samples,
+    "compare": Compare,
+    "to_gguf": ToGguf,
+    "gguf_check": GgufCheck,
+    "card": Card,
+    "register": Register,
+}
+
+
+def load(*names: str) -> Any:
+    """Read the named sections of params.yaml; `load("model").model` is a `Model`.
+
+    Raises:
+        UserError: the file or a section is missing, or a key is unknown, missing, mistyped or impossible.
+    """
+    raw = _read()
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    for name in names:
+        if name not in raw:
+            problems.append(f"{name}: this section is missing. {_valid_keys(SECTIONS[name])}")
+            continue
+        try:
+            # Through JSON, where strict types still take a mapping for a dataclass.
+            sections[name] = TypeAdapter(SECTIONS[name]).validate_json(json.dumps(raw[name]))
+        except ValidationError as error:
+            problems += [_explain(name, detail) for detail in error.errors()]
+    _refuse(problems)
+    return SimpleNamespace(**sections)
+
+
+def load_all() -> Any:
+    """Read every section; a section that nobody reads is an error, too."""
+    unknown = sorted(set(_read()) - set(SECTIONS))
+    _refuse([f"{name}: unknown section. Valid ones: {', '.join(SECTIONS)}" for name in unknown])
+    return load(*SECTIONS)
+
+
+def raw_sections(*names: str) -> dict[str, Any]:
+    """The named sections as they stand in the file, for logging."""
+    raw = _read()
+    return {name: raw[name] for name in names}
+
+
+def _read() -> dict[str, Any]:
+    try:
+        text = PARAMS_FILE.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{PARAMS_FILE} is not in {Path.cwd()}. Run stages from the repository's root; "
+            "`make params` writes the file anew."
+        ) from None
+    try:
+        raw = yaml.safe_load(text)
+        # NaN and dates are YAML, but no params.
+        json.dumps(raw, allow_nan=False)
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{PARAMS_FILE} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{PARAMS_FILE} must be a mapping of sections: {', '.join(SECTIONS)}")
+    return raw
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n  ".join([f"{PARAMS_FILE} is not valid; nothing was run.", *problems]))
+
+
+def _explain(section: str, detail: Any) -> str:
+    key = ".".join([section, *map(str, detail["loc"])])
+    owner = _owner(SECTIONS[section], detail["loc"][:-1])
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{key}: unknown key. {_valid_keys(owner)}"
+    if detail["type"] == "missing":
+        return f"{key}: missing. {_valid_keys(owner)}"
+    hint = ""
+    if detail["type"] == "float_type" and isinstance(detail["input"], str):
+        hint = " YAML reads 1e-4 as text: write 1.0e-4."
+    return f"{key}: {detail['msg']}, not {detail['input']!r}.{hint}"
+
+
+def _owner(section: type, path: tuple[Any, ...]) -> type:
+    owner = section
+    for name in path:
+        inner = [f.type for f in fields(owner) if f.name == name]
+        if inner and is_dataclass(inner[0]) and isinstance(inner[0], type):
+            owner = inner[0]
+    return owner
+
+
+def _valid_keys(section: type) -> str:
+    return f"Valid keys: {', '.join(f.name for f in fields(section))}"

@@ -1,0 +1,55 @@
+"""Fold an adapter into its base, and measure that merged = base + adapter."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from siftune.models import device, load_model
+
+Logits = list[Tensor]  # one [positions, vocabulary] a prompt
+
+
+def load_with_adapter(base: Path, adapter: Path) -> PeftModel:
+    """Base and adapter side by side, not merged."""
+    return PeftModel.from_pretrained(load_model(base), str(adapter)).eval()
+
+
+def merge(base: Path, adapter: Path) -> PreTrainedModel:
+    """Base + adapter as one model in the base's own dtype; the sum itself is made in fp32."""
+    stored = AutoModelForCausalLM.from_pretrained(
+        base, dtype="auto", use_safetensors=True, trust_remote_code=False
+    )
+    dtype = stored.dtype
+    merged = PeftModel.from_pretrained(stored.float(), str(adapter)).merge_and_unload(safe_merge=True)
+    return merged.to(dtype)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> Logits:
+    """The model's logits at every position of each row of token ids, in fp32 on the CPU."""
+    return [
+        model(input_ids=torch.tensor([ids], device=device())).logits[0].float().cpu() for ids in rows
+    ]
+
+
+def distance(reference: Logits, other: Logits) -> dict[str, Any]:
+    """How far `other` is from `reference`, over all positions.
+
+    Returns:
+        `max_logit_difference`; `mean_kl` in nats a token, KL(reference ‖ other); `top1_agreement` as a
+        share; `num_positions`.
+    """
+    expected, found = torch.cat(reference), torch.cat(other)
+    log_p, log_q = torch.log_softmax(expected, dim=-1), torch.log_softmax(found, dim=-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    agreed = expected.argmax(dim=-1) == found.argmax(dim=-1)
+    return {
+        "max_logit_difference": (expected - found).abs().max().item(),
+        "mean_kl": max(kl.mean().item(), 0.0),
+        "top1_agreement": agreed.float().mean().item(),
+        "num_positions": len(expected),
+    }

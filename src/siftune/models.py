@@ -1,0 +1,131 @@
+"""Models and tokenizers in Hugging Face layout: the base, found again by its manifest, and how all are loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from siftune import files, provenance, sources
+from siftune.config import Model
+from siftune.stage import UserError
+
+MANIFEST = Path("models/base.json")
+CONVERTED = Path("work/models")  # GGUF sources in Hugging Face layout: made again when they are gone
+
+
+def fetch_base(model: Model) -> dict[str, Any]:
+    """Bring `model.source` to this disk and describe it.
+
+    Returns:
+        The manifest: name, source, revision, license, files (size in bytes and sha256 of each), their
+        common sha256, and the sha256 of the chat template.
+    """
+    folder = _folder(model.source, model.revision)
+    described = files.describe_folder(folder)
+    if not any(name.endswith(".safetensors") for name in described):
+        raise UserError(
+            f"params.yaml: model.source: {model.source} has no .safetensors file. Pickled weights run "
+            "code when they are loaded: convert them first, or choose a revision that has safetensors."
+        )
+    template = load_tokenizer(folder).chat_template
+    return {
+        "name": model.name,
+        "source": model.source,
+        "revision": model.revision,
+        "license": model.license,
+        "files": described,
+        "sha256": provenance.digest(described),
+        "chat_template_sha256": provenance.digest(template),
+    }
+
+
+def base_folder() -> Path:
+    """The base model's folder on this machine, as models/base.json describes it.
+
+    Raises:
+        UserError: it is not on this disk, or not the one that was fetched.
+    """
+    manifest = files.read_json(MANIFEST)
+    folder = _folder(manifest["source"], manifest["revision"], offline=True)
+    for name, file in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != file["size"]:
+            raise UserError(
+                f"{path} is not the file that {MANIFEST} describes. Run `dvc repro --force fetch`."
+            )
+    return folder
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model in this device's dtype, in evaluation mode; safetensors only, no code from the folder."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=device_dtype(), use_safetensors=True, trust_remote_code=False
+    )
+    return model.to(device()).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer, which must have a chat template.
+
+    Raises:
+        UserError: it has none, so nobody knows how a conversation is written for this model.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise UserError(f"The tokenizer of {folder} has no chat template: choose an instruct model.")
+    return tokenizer
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_dtype() -> torch.dtype:
+    """bf16 on GPUs that have it, fp16 on older ones (V100), fp32 on the CPU, where bf16 is slower."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _folder(source: str, revision: str | None, *, offline: bool = False) -> Path:
+    path = sources.model_files(source, revision, offline=offline)
+    return _converted(path) if path.suffix == ".gguf" else path
+
+
+def _converted(gguf: Path) -> Path:
+    folder = CONVERTED / f"{gguf.stem}-{files.sha256(gguf)[:12]}"
+    if not folder.exists():
+        with files.published_folder(folder) as aside:
+            _convert_gguf(gguf, aside)
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write the weights of a GGUF file as bf16 safetensors, with its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    for role, token in special_tokens(gguf, tokenizer).items():
+        setattr(tokenizer, role, token)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+    )
+    # The weights are plain numbers now; what says otherwise makes save_pretrained refuse.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def special_tokens(gguf: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The file's own bos, eos and pad: transformers 5.17 guesses them, and takes a wrong eos."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    tokens: dict[str, str] = {}
+    for role, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+        field = reader.get_field(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            tokens[role] = tokenizer.convert_ids_to_tokens(int(field.contents()))
+    return tokens

@@ -1,0 +1,232 @@
+"""Supervised fine-tuning with TRL: params → trainer → adapter and learning curve."""
+
+import csv
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+from trl import SFTConfig, SFTTrainer
+
+from siftune import files, models, output_head, provenance
+from siftune.config import Lora, Sft
+from siftune.stage import UserError
+from siftune.tracking import Run
+
+# What TRL calls it → what we call it.
+LOGGED = {
+    "loss": "train_loss",
+    "eval_loss": "validation_loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "mean_token_accuracy": "token_accuracy",
+    "eval_mean_token_accuracy": "validation_token_accuracy",
+}
+CURVE = ("train_loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+def accumulation(*, global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro batches per optimiser step, from the global batch.
+
+    Raises:
+        UserError: they do not divide.
+    """
+    at_once = micro_batch * world_size
+    if global_batch % at_once:
+        raise UserError(
+            f"params.yaml: sft.global_batch: {global_batch} examples a step cannot be made of micro_batch "
+            f"{micro_batch} x {world_size} processes = {at_once}: {global_batch} / {at_once} = "
+            f"{global_batch / at_once:.2f}. Choose a multiple of {at_once}, or another sft.micro_batch."
+        )
+    return global_batch // at_once
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """The section as PEFT takes it."""
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def sft_config(sft: Sft, *, num_accumulated: int, folder: Path) -> SFTConfig:
+    """The section as TRL takes it; `sft.trainer` holds TRL's own options.
+
+    Raises:
+        UserError: `sft.trainer` has an option that TRL does not know, or one that a key of ours decides.
+    """
+    ours: dict[str, Any] = {
+        "output_dir": str(folder),
+        "seed": sft.seed,
+        "data_seed": sft.seed,
+        "learning_rate": sft.learning_rate,
+        "num_train_epochs": sft.num_epochs,
+        "per_device_train_batch_size": sft.micro_batch,
+        "per_device_eval_batch_size": sft.micro_batch,
+        "gradient_accumulation_steps": num_accumulated,
+        "eval_strategy": "steps",
+        "eval_steps": sft.eval_every,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),  # a log gets plain lines instead of a bar
+        **_precision(),
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # encode has decided tokens and labels
+    }
+    valid = {field.name for field in fields(SFTConfig)}
+    for key in sft.trainer:
+        if key in ours:
+            raise UserError(f"params.yaml: sft.trainer.{key}: siftune sets this one itself.")
+        if key not in valid:
+            raise UserError(
+                f"params.yaml: sft.trainer.{key}: trl.SFTConfig has no such option. "
+                f"Valid: {', '.join(sorted(valid - set(ours)))}"
+            )
+    try:
+        return SFTConfig(**ours, **sft.trainer)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"params.yaml: sft.trainer: {error}") from None
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sft: Sft,
+    tokens: Path,
+    curve: "LearningCurve",
+    folder: Path,
+) -> SFTTrainer:
+    """A trainer on `tokens/train` and `tokens/validation`, whose numbers go to `curve`."""
+    output_head.install_on_cpu()
+    set_seed(sft.seed)  # the adapter's first weights are drawn before the trainer seeds itself
+    num_accumulated = accumulation(
+        global_batch=sft.global_batch,
+        micro_batch=sft.micro_batch,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    columns = ["input_ids", "labels"]
+    trainer = SFTTrainer(
+        model,
+        args=sft_config(sft, num_accumulated=num_accumulated, folder=folder),
+        train_dataset=Dataset.load_from_disk(str(tokens / "train")).select_columns(columns),
+        eval_dataset=Dataset.load_from_disk(str(tokens / "validation")).select_columns(columns),
+        processing_class=tokenizer,
+        peft_config=lora_config(sft.lora),
+        callbacks=[curve],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def save_adapter(model: PeftModel, folder: Path, *, base: str) -> None:
+    """Write the adapter as safetensors; it names its base by source, not by a path of this machine."""
+    for peft_config in model.peft_config.values():
+        peft_config.base_model_name_or_path = base
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink()  # PEFT's empty model card; ours is written from what was measured
+
+
+def summarise(trainer: SFTTrainer, curve: "LearningCurve") -> dict[str, float]:
+    """The end of the curve, mean speed without evaluation, and the size of the adapter."""
+    trained, total = trainer.model.get_nb_trainable_parameters()
+    return {
+        "train_loss": curve.last("train_loss"),
+        "validation_loss": curve.last("validation_loss"),
+        "num_steps": trainer.state.global_step,
+        "num_examples": len(trainer.train_dataset),
+        "tokens_per_second": curve.mean("tokens_per_second"),
+        "examples_per_second": curve.mean("examples_per_second"),
+        "trainable_parameters": trained,
+        "trainable_share": round(trained / total, 6),
+    }
+
+
+class LearningCurve(TrainerCallback):
+    """Collects what the trainer logs: to the run, to a plain log, and as rows for a plot."""
+
+    def __init__(self, run: Run, *, examples_per_step: int) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+        self._run = run
+        self._examples_per_step = examples_per_step
+        self._start = self._mark = time.monotonic()
+        self._marked_tokens = 0.0
+        self._marked_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = self._mark = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            control.should_evaluate = True  # the last step, too
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark = time.monotonic()  # evaluation is not training time
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        values = {ours: float(logs[theirs]) for theirs, ours in LOGGED.items() if theirs in logs}
+        if "loss" in logs:
+            values |= self._speed(state.global_step, float(logs["num_tokens"]))
+        if not values:
+            return  # the trainer's closing summary
+        self.rows.setdefault(state.global_step, {}).update(values)
+        self._run.log(values, step=state.global_step)
+        if args.disable_tqdm:
+            print(self._line(values, state), flush=True)
+
+    def write(self, path: Path) -> None:
+        """The curve as CSV, a row a step; what was not logged at a step is empty."""
+        with files.published_file(path) as aside, aside.open("w", newline="") as file:
+            table = csv.DictWriter(file, ["step", *CURVE], extrasaction="ignore")
+            table.writeheader()
+            table.writerows({"step": step, **row} for step, row in self.rows.items())
+
+    def last(self, name: str) -> float:
+        """The value that was logged last."""
+        return [row[name] for row in self.rows.values() if name in row][-1]
+
+    def mean(self, name: str) -> float:
+        """The mean over all logged steps."""
+        return fmean(row[name] for row in self.rows.values() if name in row)
+
+    def _speed(self, step: int, num_tokens: float) -> dict[str, float]:
+        seconds = time.monotonic() - self._mark
+        num_examples = (step - self._marked_step) * self._examples_per_step
+        speed = {
+            "tokens_per_second": (num_tokens - self._marked_tokens) / seconds,
+            "examples_per_second": num_examples / seconds,
+            "peak_memory_mb": provenance.peak_memory_mb(),
+        }
+        self._mark, self._marked_tokens, self._marked_step = time.monotonic(), num_tokens, step
+        return speed
+
+    def _line(self, values: dict[str, float], state: Any) -> str:
+        elapsed = time.monotonic() - self._start
+        left = elapsed / max(state.global_step, 1) * (state.max_steps - state.global_step)
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in CURVE if name in values)
+        return f"step {state.global_step}/{state.max_steps}  {shown}  left {left:.0f} s"
+
+
+def _precision() -> dict[str, bool]:
+    dtype = models.device_dtype()
+    return {
+        "use_cpu": models.device().type == "cpu",
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+    }

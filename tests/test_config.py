@@ -1,0 +1,82 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from siftune import config
+from siftune.stage import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    """The committed params as a dictionary, and a function that writes them where `load` reads."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    target = tmp_path / "params.yaml"
+    monkeypatch.setattr(config, "PARAMS_FILE", target)
+
+    def write() -> None:
+        target.write_text(yaml.safe_dump(raw))
+
+    write()
+    return raw, write
+
+
+def test_sections_come_as_they_are_written(params):
+    raw, _ = params
+    loaded = config.load("sft", "merge")
+    assert loaded.sft.learning_rate == raw["sft"]["learning_rate"]
+    assert loaded.sft.lora.rank == raw["sft"]["lora"]["rank"]
+    assert not hasattr(loaded, "model")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("sft", "learning_rat", 1.0, r"sft\.learning_rat: unknown key\. Valid keys: seed, learning"),
+        ("sft", "learning_rate", "1e-4", r"sft\.learning_rate: .*not '1e-4'\. YAML reads 1e-4 as"),
+        ("sft", "learning_rate", -1.0, r"sft\.learning_rate: Input should be greater than 0"),
+        ("sft", "global_batch", 1.5, r"sft\.global_batch: .*integer"),
+        ("sft", "global_batch", True, r"sft\.global_batch: .*integer, not True"),
+        ("sft", "lora", {"rank": 8}, r"sft\.lora\.alpha: missing\. Valid keys: rank, alpha"),
+        ("prepare", "test", 1.5, r"prepare\.test: Input should be less than or equal to 1"),
+        ("encode", "too_long", "cut", r"encode\.too_long: Input should be 'error' or 'drop'"),
+        ("to_gguf", "types", ["q9"], r"to_gguf\.types\.0: .*not 'q9'"),
+        ("register", "name", "../up", r"register\.name: .*not '\.\./up'"),
+    ],
+)
+def test_a_wrong_key_is_named_with_what_is_valid(params, section, key, value, message):
+    raw, write = params
+    raw[section][key] = value
+    write()
+    with pytest.raises(UserError, match=message):
+        config.load(section)
+
+
+def test_every_problem_is_told_at_once(params):
+    raw, write = params
+    raw["sft"]["learning_rate"] = "fast"
+    raw["merge"]["typo"] = 1
+    del raw["encode"]
+    raw["sfft"] = {}
+    write()
+    with pytest.raises(UserError, match="sfft: unknown section. Valid ones: model, data"):
+        config.load_all()
+    with pytest.raises(UserError) as caught:
+        config.load("sft", "merge", "encode")
+    assert len(re.findall(r"^  ", str(caught.value), flags=re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize("text", ["sft: [", "", "- a", "sft: {x: .nan}", "sft: {x: 2020-01-01}"])
+def test_what_is_no_mapping_of_sections_is_refused(params, text):
+    config.PARAMS_FILE.write_text(text)
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        config.load("sft")
+
+
+def test_a_missing_file_says_what_makes_it(params):
+    config.PARAMS_FILE.unlink()
+    with pytest.raises(UserError, match="make params"):
+        config.load("sft")

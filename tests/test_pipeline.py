@@ -1,0 +1,147 @@
+"""The whole pipeline by DVC, on a tiny random model: what runs, what runs again, what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+
+
+def command(workspace: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(workspace / "src"),
+        "GIT_CONFIG_GLOBAL": str(workspace.parent / "gitconfig"),
+    }
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(arguments, cwd=workspace, env=environment, capture_output=True, text=True)
+
+
+def ok(workspace: Path, *arguments: str) -> str:
+    done = command(workspace, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def ran(output: str) -> list[str]:
+    return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
+
+
+def change(workspace: Path, section: str, **values) -> None:
+    path = workspace / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params[section].update(values)
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, tiny_model) -> Path:
+    """A clone of this checkout, with a tiny model, its own data file, and one run of everything."""
+    folder = tmp_path_factory.mktemp("pipeline") / "clone with spaces"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target)
+    (folder.parent / "gitconfig").write_text("[user]\nname = t\nemail = t@example.org\n")
+    ok(folder, "python", "-m", "siftune.presets", "size=reduced")
+    change(folder, "model", name="tiny", source=str(tiny_model), revision=None)
+    change(folder, "data", num_examples=96)
+    change(folder, "prepare", validation=0.1, test=0.3)
+    change(folder, "sft", micro_batch=8, eval_every=2)
+    change(folder, "benchmark", limit=8, max_new_tokens=8)
+    change(folder, "samples", max_new_tokens=8)
+    ok(folder, "git", "init", "-q")
+    ok(folder, "git", "add", "-A")
+    ok(folder, "git", "commit", "-qm", "start")
+    assert ran(ok(folder, "dvc", "repro")) == STAGES
+    return folder
+
+
+def test_every_stage_leaves_its_outputs_and_its_cost(workspace):
+    for stage in set(STAGES) - {"check"}:
+        cost = json.loads((workspace / "metrics" / f"{stage}.json").read_text())["cost"]
+        assert cost["wall_seconds"] > 0
+        assert cost["peak_memory_mb"] > 0
+    assert (workspace / "models" / "gguf" / "tiny-q8_0.gguf").stat().st_size > 0
+    compared = json.loads((workspace / "metrics" / "compare.json").read_text())
+    assert compared["gsm8k_form/exact_match/strict-match"]["n"] == 8
+    assert "<html" in (workspace / "report" / "index.html").read_text()
+    assert not list(workspace.rglob("*.tmp"))
+
+
+def test_nothing_runs_twice(workspace):
+    assert "Data and pipelines are up to date." in ok(workspace, "dvc", "repro")
+
+
+def test_every_stage_has_one_finished_run_with_its_params(workspace):
+    code = (
+        "import json, mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db');"
+        "runs = mlflow.search_runs(search_all_experiments=True, output_format='list');"
+        "print(json.dumps([[r.info.run_name, r.info.status, r.data.params, r.data.tags] for r in runs]))"
+    )
+    runs = json.loads(ok(workspace, "python", "-c", code).splitlines()[-1])
+    assert sorted(name for name, *_ in runs) == sorted(set(STAGES) - {"check"})
+    assert {status for _, status, *_ in runs} == {"FINISHED"}
+    by_name = {name: (params, tags) for name, _, params, tags in runs}
+    assert by_name["sft"][0]["sft.learning_rate"] == "0.001"
+    commits = {tags["siftune.git_commit"] for _, tags in by_name.values()}
+    assert commits == {ok(workspace, "git", "rev-parse", "HEAD").strip()}
+    assert {tags["siftune.git_dirty"] for _, tags in by_name.values()} == {"false"}
+
+
+def test_the_registered_model_is_loaded_by_name(workspace):
+    code = (
+        "import mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db');"
+        "model = mlflow.pyfunc.load_model('models:/siftune-word-problems@best');"
+        "print('answers:', len(model.predict(['1 + 1?'])))"
+    )
+    assert "answers: 1" in ok(workspace, "python", "-c", code)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("sft", {"learning_rat": 1}, "sft.learning_rat: unknown key. Valid keys: seed"),
+        ("sft", {"learning_rate": "1e-4"}, "sft.learning_rate"),
+        ("sft", {"global_batch": 12}, "12 / 8 = 1.50"),
+        ("data", {"source": "local", "path": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("benchmark", {"tasks": ["gsm8k_from"]}, "gsm8k_form"),
+    ],
+)
+def test_wrong_params_stop_before_anything_is_deleted(workspace, section, values, message):
+    before = (workspace / "params.yaml").read_text()
+    kept = sorted(str(path) for path in (workspace / "models").rglob("*"))
+    change(workspace, section, **values)
+    try:
+        done = command(workspace, "dvc", "repro")
+        direct = command(workspace, "python", "-P", "train/check.py")
+    finally:
+        (workspace / "params.yaml").write_text(before)
+    assert direct.returncode == 78
+    assert message in direct.stderr
+    assert "Traceback" not in direct.stderr
+    assert done.returncode != 0
+    assert sorted(str(path) for path in (workspace / "models").rglob("*")) == kept
+
+
+def test_another_learning_rate_runs_sft_and_what_follows(workspace):
+    output = ok(workspace, "dvc", "exp", "run", "--name", "hot", "-S", "sft.learning_rate=0.01", "merge")
+    assert ran(output) == ["check", "sft", "merge"]
+    shown = ok(workspace, "dvc", "exp", "show", "--csv", "--only-changed")
+    assert "hot" in shown
+    assert "validation_loss" in shown
+    assert "sft.learning_rate" in ok(workspace, "dvc", "params", "diff", "--all")
+    assert "validation_loss" in ok(workspace, "dvc", "metrics", "diff", "--all")

@@ -1,0 +1,175 @@
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from siftune import config, report
+
+ROOT = Path(__file__).parents[1]
+
+
+def render() -> str:
+    return report.render(config.raw_sections(*config.SECTIONS))
+
+
+def rewrite(path: str, **changes: object) -> None:
+    """Change the first line of a JSON-lines file."""
+    first, *rest = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = [json.dumps({**json.loads(first), **changes}), *rest]
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_shows_the_verdict_with_its_intervals(finished_run: Path) -> None:
+    page = render()
+    assert "The tuned model is better than its base." in page
+    assert "+55.0 points, 95% interval +48.9 to +61.2, p &lt; 0.0001" in page
+    assert "95% interval 52.0% to 63.9%" in page  # Wilson, 151 of 260
+    assert page.index("3.1%") < page.index("58.1%")
+
+
+def test_headline_is_the_registered_metric(finished_run: Path) -> None:
+    path = Path("metrics/compare.json")
+    compared = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(compared.items()))))
+    assert '<span class="tuned"><b>58.1%</b>' in render()
+
+
+def test_shows_facts_of_every_part(finished_run: Path) -> None:
+    page = render()
+    for fact in (
+        "1,000 rows in, 998 kept, 2 rejected",
+        "Rejected: empty response (2).",
+        "9,768,960 parameters were trained",
+        "GGUF q8_0",
+        "138.1 MiB",
+        "5 min 43 s",
+        "c0ffee",
+        "learning_rate: 0.001",
+        "mlflow 3.",
+    ):
+        assert fact in page, fact
+
+
+def test_answers_are_marked_by_their_score(finished_run: Path) -> None:
+    page = render()
+    assert page.count("✓ right") == 4
+    assert page.count("✗ wrong") == 6
+
+
+def test_an_answer_that_was_not_scored_has_no_mark(finished_run: Path) -> None:
+    rewrite("data/samples.jsonl", tuned="Another text than the one that was scored.")
+    assert render().count("✓ right") == 3
+    rewrite("data/samples.jsonl", id="not in the benchmark")
+    assert render().count("✗ wrong") == 5
+
+
+def test_an_answer_that_the_benchmark_cut_is_marked(finished_run: Path) -> None:
+    rewrite("data/samples.jsonl", tuned="34 + 17 = 51\n51 - 6 = 45\n#### 45\n\nQuestion: and so on")
+    assert render().count("✓ right") == 4
+
+
+def test_text_from_data_stays_text(finished_run: Path) -> None:
+    page = render()
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;console.error(&#39;not escaped&#39;)&lt;/script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("left_out", "section"),
+    [
+        ("metrics/compare.json", "The tuned model is"),
+        ("metrics/prepare.json", "<h2>Data</h2>"),
+        ("metrics/encode.json", "training conversations"),
+        ("metrics/sft.json", "optimiser steps"),
+        ("metrics/to_gguf.json", "GGUF f16"),
+        ("metrics/gguf_check.json", "equal"),
+        ("metrics/merge.json", "Merged model"),
+        ("metrics/fetch.json", "<th scope=\"row\">Base model</th>"),
+        ("data/samples.jsonl", "<h2>Before and after</h2>"),
+        ("data/answers/tuned.jsonl", "✓ right"),
+        ("plots/token_lengths.csv", "by length in tokens"),
+        ("plots/learning_curve.csv", "<h2>Training</h2>"),
+        ("models/base.json", "c0ffee"),
+    ],
+)  # fmt: skip
+def test_what_a_pipeline_left_out_is_left_out(
+    finished_run: Path, left_out: str, section: str
+) -> None:
+    assert section in render().partition("<body>")[2]
+    Path(left_out).unlink()
+    assert section not in render().partition("<body>")[2]
+
+
+def test_without_any_result_there_is_still_provenance(finished_run: Path) -> None:
+    for folder in ("metrics", "plots", "data", "models"):
+        shutil.rmtree(folder)
+    assert "<h2>Provenance</h2>" in render()
+
+
+def test_a_run_too_short_for_validation_has_curves(finished_run: Path) -> None:
+    header = "step,train_loss,validation_loss,learning_rate,grad_norm,tokens_per_second\n"
+    Path("plots/learning_curve.csv").write_text(f"{header}2,1.5,,0.001,0.9,80\n4,1.1,,0.0005,,\n")
+    page = render()
+    assert 'class="mark train_loss"' in page
+    assert 'class="mark validation_loss"' not in page
+
+
+def test_image_and_job_are_named_when_known(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Slurm job" not in render()
+    monkeypatch.setenv("SIFTUNE_IMAGE_SHA256", "ab" * 32)
+    monkeypatch.setenv("SLURM_JOB_ID", "91823")
+    page = render()
+    assert "ab" * 32 in page
+    assert "91823" in page
+
+
+class Outline(HTMLParser):
+    """Tags that are not closed, charts without words, tables' cells without a header."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.problems: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if (
+            tag == "svg"
+            and "svg" not in self.open
+            and not {"aria-label", "aria-hidden"} & set(found)
+        ):
+            self.problems.append(f"chart without words: {found}")
+        if tag == "th" and "scope" not in found:
+            self.problems.append(f"header without scope: {found}")
+        if tag not in ("meta", "link", "wbr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            self.problems.append(f"</{tag}> at line {self.getpos()[0]}")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass
+
+
+def test_is_well_formed_and_accessible(finished_run: Path) -> None:
+    outline = Outline(render())
+    assert outline.problems == []
+    assert outline.open == []
+
+
+def test_the_script_writes_the_page(finished_run: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", str(ROOT / "export/report.py")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The tuned model is better than its base." in report.PAGE.read_text(encoding="utf-8")

