@@ -14,8 +14,9 @@ pip() { "$python" -m pip "$@" --quiet --disable-pip-version-check --no-deps; }
 source_package() {
     # pip asks a source package's build tools for its name, so they are there first, from the lock and
     # not, as pip would have it, the newest ones.
-    pip install --require-hashes -r containers/locks/llama-build.txt
-    [ -f "$sdist" ] || pip download --no-build-isolation --no-binary :all: --require-hashes -r $lock -d $cache
+    pip install --require-hashes -r containers/locks/llama-tools.txt
+    sha256sum --check --status <<<"$(sed -n 's/.*--hash=sha256://p' $lock)  $sdist" 2>/dev/null ||
+        pip download --no-build-isolation --no-binary :all: --require-hashes -r $lock -d $cache
 }
 
 converter() {

@@ -1,4 +1,4 @@
-"""Fold the adapter into the base and refuse the result when it does not answer like base + adapter."""
+"""Fold the adapter into the base; refuse a result that does not answer like base + adapter."""
 
 from pathlib import Path
 
@@ -24,9 +24,7 @@ def main() -> None:
             merging.merge(base, ADAPTER).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             # What was written is measured, not what was in memory.
-            measured = merging.distance(
-                reference, merging.logits(models.load_model(folder), rows)
-            )
+            measured = merging.distance(reference, merging.logits(models.load_model(folder), rows))
             run.report(**measured)
             refuse_far(measured, params.merge)
 
@@ -37,7 +35,8 @@ def refuse_far(measured: dict[str, float], limits: config.Merge) -> None:
         or measured["top1_agreement"] < limits.min_top1_agreement
     ):
         raise stage.UserError(
-            f"The merged model does not answer like base + adapter: mean KL {measured['mean_kl']:.2e} "
+            "The merged model does not answer like base + adapter: "
+            f"mean KL {measured['mean_kl']:.2e} "
             f"(merge.max_kl {limits.max_kl}), top-1 agreement {measured['top1_agreement']:.4f} "
             f"(merge.min_top1_agreement {limits.min_top1_agreement}). Nothing was published."
         )

@@ -41,7 +41,10 @@ def test_a_wrong_scale_is_seen(tiny_model, adapter):
     """The fault of merges that ignore rsLoRA: the adapter folded in at another scale."""
     reference = merging.logits(merging.load_with_adapter(tiny_model, adapter), ROWS)
     weights = load_file(adapter / "adapter_model.safetensors")
-    save_file({k: v / 2 if "lora_B" in k else v for k, v in weights.items()}, adapter / "adapter_model.safetensors")
+    save_file(
+        {k: v / 2 if "lora_B" in k else v for k, v in weights.items()},
+        adapter / "adapter_model.safetensors",
+    )
     merged = merging.logits(merging.merge(tiny_model, adapter), ROWS)
     assert merging.distance(reference, merged)["mean_kl"] > 1e-4
 
@@ -54,4 +57,8 @@ def test_the_merged_model_keeps_the_bases_dtype(tiny_model, adapter, tmp_path):
 def test_the_distance_of_a_model_to_itself_is_zero():
     logits = [torch.randn(3, 7, generator=torch.Generator().manual_seed(0))]
     measured = merging.distance(logits, logits)
-    assert (measured["max_logit_difference"], measured["mean_kl"], measured["top1_agreement"]) == (0, 0, 1)
+    assert (measured["max_logit_difference"], measured["mean_kl"], measured["top1_agreement"]) == (
+        0,
+        0,
+        1,
+    )

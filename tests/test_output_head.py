@@ -20,7 +20,10 @@ def test_loss_and_gradient_are_those_of_the_full_head(softcap, scale, temperatur
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     assert is_top1.tolist() == (logits.argmax(-1) == targets).tolist()
     torch.testing.assert_close(
-        entropy.double(), torch.distributions.Categorical(logits=logits).entropy(), rtol=1e-5, atol=1e-6
+        entropy.double(),
+        torch.distributions.Categorical(logits=logits).entropy(),
+        rtol=1e-5,
+        atol=1e-6,
     )
     for own, full in zip(
         torch.autograd.grad(found.sum(), [hidden, weight]),

@@ -1,4 +1,4 @@
-"""The whole pipeline by DVC, on a tiny random model: what runs, what runs again, what is refused."""
+"""The whole pipeline by DVC on a tiny random model: what runs, runs again, is refused."""
 
 import json
 import os
@@ -42,6 +42,17 @@ def change(workspace: Path, section: str, **values) -> None:
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
+SIZE = """# @package _global_
+data: {num_examples: 96}
+prepare: {validation: 0.1, test: 0.3}
+sft: {micro_batch: 8, eval_every: 2}
+merge: {num_prompts: 4}
+benchmark: {limit: 8, max_new_tokens: 8}
+samples: {num_prompts: 2, max_new_tokens: 8}
+gguf_check: {num_prompts: 4}
+"""
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, tiny_model) -> Path:
     """A clone of this checkout, with a tiny model, its own data file, and one run of everything."""
@@ -56,13 +67,14 @@ def workspace(tmp_path_factory, tiny_model) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, target)
     (folder.parent / "gitconfig").write_text("[user]\nname = t\nemail = t@example.org\n")
-    ok(folder, "python", "-m", "siftune.presets", "size=reduced")
-    change(folder, "model", name="tiny", source=str(tiny_model), revision=None)
-    change(folder, "data", num_examples=96)
-    change(folder, "prepare", validation=0.1, test=0.3)
-    change(folder, "sft", micro_batch=8, eval_every=2)
-    change(folder, "benchmark", limit=8, max_new_tokens=8)
-    change(folder, "samples", max_new_tokens=8)
+    # As a user adds a model and a size: two presets, made the default.
+    model = {"name": "tiny", "source": str(tiny_model), "revision": None, "license": "mit"}
+    (folder / "conf" / "model" / "tiny.yaml").write_text(yaml.safe_dump(model))
+    (folder / "conf" / "size" / "tiny.yaml").write_text(SIZE)
+    defaults = folder / "conf" / "config.yaml"
+    text = defaults.read_text().replace("smollm2-135m-instruct", "tiny")
+    defaults.write_text(text.replace("size: full", "size: tiny"))
+    ok(folder, "python", "-m", "siftune.presets")
     ok(folder, "git", "init", "-q")
     ok(folder, "git", "add", "-A")
     ok(folder, "git", "commit", "-qm", "start")
@@ -90,7 +102,8 @@ def test_every_stage_has_one_finished_run_with_its_params(workspace):
     code = (
         "import json, mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db');"
         "runs = mlflow.search_runs(search_all_experiments=True, output_format='list');"
-        "print(json.dumps([[r.info.run_name, r.info.status, r.data.params, r.data.tags] for r in runs]))"
+        "print(json.dumps([[r.info.run_name, r.info.status, r.data.params, r.data.tags] for r in "
+        "runs]))"
     )
     runs = json.loads(ok(workspace, "python", "-c", code).splitlines()[-1])
     assert sorted(name for name, *_ in runs) == sorted(set(STAGES) - {"check"})
@@ -138,7 +151,9 @@ def test_wrong_params_stop_before_anything_is_deleted(workspace, section, values
 
 
 def test_another_learning_rate_runs_sft_and_what_follows(workspace):
-    output = ok(workspace, "dvc", "exp", "run", "--name", "hot", "-S", "sft.learning_rate=0.01", "merge")
+    output = ok(
+        workspace, "dvc", "exp", "run", "--name", "hot", "-S", "sft.learning_rate=0.01", "merge"
+    )
     assert ran(output) == ["check", "sft", "merge"]
     shown = ok(workspace, "dvc", "exp", "show", "--csv", "--only-changed")
     assert "hot" in shown

@@ -17,7 +17,9 @@ DATA = Data(
 
 
 def write(path, *lines):
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    )
     return path
 
 
@@ -76,8 +78,7 @@ def test_adding_rows_moves_no_row_and_shares_are_kept():
     assert [records.split_of(f"group {n}", shares) for n in range(8)] == splits[:8]
     more_training = Prepare(validation=0.1, test=0.2)
     moved = {
-        (before, records.split_of(f"group {n}", more_training))
-        for n, before in enumerate(splits)
+        (before, records.split_of(f"group {n}", more_training)) for n, before in enumerate(splits)
     }
     assert ("train", "test") not in moved
 

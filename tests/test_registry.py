@@ -19,7 +19,8 @@ def workspace(tmp_path, monkeypatch, tiny_model) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, tmp_path / "tiny")
     Path("dvc.yaml").write_text(
-        "stages:\n  merge:\n    cmd: cp -r tiny models/merged\n    deps: [tiny]\n    outs: [models/merged]\n"
+        "stages:\n  merge:\n    cmd: cp -r tiny models/merged\n    deps: [tiny]\n    outs: "
+        "[models/merged]\n"
     )
     Path("models").mkdir()
     subprocess.run([*DVC, "init", "--no-scm", "-q"], check=True)
@@ -49,4 +50,6 @@ def test_weights_that_are_nowhere_are_an_error_and_never_others(workspace):
         registry.locate(reference)
     with pytest.raises(UserError, match="does not hold it"):
         registry.locate(reference | {"dvc_md5": None})
-    assert not (workspace / "work").exists() or not list((workspace / "work").rglob("*.safetensors"))
+    assert not (workspace / "work").exists() or not list(
+        (workspace / "work").rglob("*.safetensors")
+    )

@@ -86,9 +86,7 @@ def test_items_are_paired_by_name_not_by_place():
 def test_interval_and_p_agree_on_every_table(n):
     for gained in range(min(n, 30)):
         for lost in range(min(n - gained, 30)):
-            found = significance.compare(
-                *table(0, lost, gained, n - gained - lost), SETTINGS
-            )
+            found = significance.compare(*table(0, lost, gained, n - gained - lost), SETTINGS)
             low, high = found["ci95"]
             assert low <= found["difference"] <= high
             assert (low <= 0 <= high) == (found["p"] >= 0.05), (n, gained, lost)

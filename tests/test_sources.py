@@ -145,8 +145,14 @@ def test_a_model_that_is_not_there_is_named(source, revision, message):
     ("changes", "message"),
     [
         ({"source": "hub:a/b"}, r"data\.revision: .* needs one"),
-        ({"source": "local", "path": "nowhere.jsonl"}, r"data\.path: nowhere\.jsonl does not exist"),
-        ({"path": "other"}, r"data\.path is other, but generate:word-problems is fetched into data/raw"),
+        (
+            {"source": "local", "path": "nowhere.jsonl"},
+            r"data\.path: nowhere\.jsonl does not exist",
+        ),
+        (
+            {"path": "other"},
+            r"data\.path is other, but generate:word-problems is fetched into data/raw",
+        ),
     ],
 )
 def test_data_is_checked_before_the_queue(changes, message, tmp_path):

@@ -82,7 +82,9 @@ def test_best_follows_the_score_on_the_same_test_data(workspace):
     outcomes = []
     with tracking.stage("merge", "merge") as run:
         for s in (score(0.5), score(0.4), score(0.6), score(0.1, test="other")):
-            outcomes.append(tracking.register(run, "m", reference=reference, score=s, tags={"k": "v"}))
+            outcomes.append(
+                tracking.register(run, "m", reference=reference, score=s, tags={"k": "v"})
+            )
     assert outcomes == [(1, True), (2, False), (3, True), (4, True)]
     client = mlflow.MlflowClient()
     assert client.get_model_version_by_alias("m", "best").version == 4
@@ -111,7 +113,8 @@ def test_a_terminated_stage_is_closed_as_killed_in_the_default_store(workspace, 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     code = (
         "import os, signal\nfrom siftune import stage, tracking\n"
-        "def main():\n  with tracking.stage('merge', 'merge'):\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def main():\n  with tracking.stage('merge', 'merge'):\n    os.kill(os.getpid(), "
+        "signal.SIGTERM)\n"
         "    signal.pause()\n"
         "stage.run(main)"
     )

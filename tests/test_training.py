@@ -1,4 +1,4 @@
-"""Batch 1 x accumulation 8 = batch 8, twice the same = the same bits, the loss = the model's own loss."""
+"""Batch 1 x accumulation 8 = batch 8; one seed, the same bits; the loss is the model's own."""
 
 import csv
 from dataclasses import replace
@@ -53,7 +53,12 @@ def train(tiny_model, tokenizer, tokens, tmp_path):
     def run(sft: config.Sft):
         curve = training.LearningCurve(Sink(), examples_per_step=sft.global_batch)
         trainer = training.make_trainer(
-            models.load_model(tiny_model), tokenizer, sft=sft, tokens=tokens, curve=curve, folder=tmp_path
+            models.load_model(tiny_model),
+            tokenizer,
+            sft=sft,
+            tokens=tokens,
+            curve=curve,
+            folder=tmp_path,
         )
         trainer.train()
         return trainer, curve
@@ -123,23 +128,11 @@ def test_the_saved_adapter_names_its_base_by_source(train, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    assert '"base_model_name_or_path": "package:x/y.gguf"' in (
-        tmp_path / "adapter" / "adapter_config.json"
-    ).read_text()
+    assert (
+        '"base_model_name_or_path": "package:x/y.gguf"'
+        in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    )
     assert load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("batches", "expected"), [((16, 4, 1), 4), ((16, 4, 2), 2), ((8, 8, 1), 1)]
-)
-def test_accumulation_is_derived(batches, expected):
-    glob, micro, world = batches
-    assert training.accumulation(global_batch=glob, micro_batch=micro, world_size=world) == expected
-
-
-def test_a_batch_that_does_not_divide_shows_the_arithmetic():
-    with pytest.raises(UserError, match=r"16 / 12 = 1\.33. Choose a multiple of 12"):
-        training.accumulation(global_batch=16, micro_batch=4, world_size=3)
 
 
 @pytest.mark.parametrize(

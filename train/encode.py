@@ -43,9 +43,9 @@ def fit(rows: list[dict], encode: config.Encode, split: str) -> list[dict]:
     if too_long and encode.too_long == "error":
         worst = max(too_long, key=lambda row: len(row["input_ids"]))
         raise stage.UserError(
-            f"params.yaml: encode.max_length: {len(too_long)} of {len(rows)} {split} conversations are "
-            f"longer than {encode.max_length} tokens; the longest ({worst['id']}) has "
-            f"{len(worst['input_ids'])}. Raise it, or set encode.too_long: drop."
+            f"params.yaml: encode.max_length: {len(too_long)} of {len(rows)} {split} "
+            f"conversations are longer than {encode.max_length} tokens; the longest "
+            f"({worst['id']}) has {len(worst['input_ids'])}. Raise it, or set encode.too_long: drop."
         )
     if not kept:
         raise stage.UserError(

@@ -1,4 +1,4 @@
-"""Turn raw rows into canonical records, split once by group; nothing is dropped without a reason."""
+"""Turn raw rows into canonical records, split by group; no row is dropped without a reason."""
 
 from collections import Counter
 from itertools import islice
@@ -43,8 +43,9 @@ def refuse_empty(splits: dict[str, list], rejected: list[records.Rejected]) -> N
     if empty:
         first = f" First rejection: {rejected[0].place}: {rejected[0].reason}." if rejected else ""
         raise stage.UserError(
-            f"params.yaml: prepare: no row falls into {', '.join(empty)} ({len(rejected)} rows were "
-            f"rejected). More rows, or other shares in prepare.validation and prepare.test.{first}"
+            f"params.yaml: prepare: no row falls into {', '.join(empty)} "
+            f"({len(rejected)} rows were rejected). More rows, or other shares in "
+            f"prepare.validation and prepare.test.{first}"
         )
 
 

@@ -30,10 +30,10 @@ def with_system(messages: Messages, system: str | None) -> Messages:
 def encode(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, system: str | None = None
 ) -> dict[str, list[int]]:
-    """Token ids and labels of a conversation; labels are the ids of every assistant turn and its stop token.
+    """Token ids and labels of a conversation: every assistant turn and its stop token is trained.
 
-    A turn is cut out by rendering the conversation up to it with the prompt for an answer, and up to its end:
-    the prompt that inference will send is by construction the beginning of what is trained.
+    A turn is cut out by rendering the conversation up to it with the prompt for an answer, and up
+    to its end. So the prompt that inference sends is the beginning of what is trained.
 
     Raises:
         UserError: the template is not additive, or writes no stop token after an answer.
@@ -57,8 +57,9 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Iterator[
         turn = _render(tokenizer, messages[: index + 1], answer_next=False)
         if not prompt.startswith(done) or not turn.startswith(prompt):
             raise UserError(
-                "The chat template rewrites earlier turns: the prompt of an answer is not the beginning of the "
-                f"text that is trained.\n  prompt: {prompt[-200:]!r}\n  text:   {turn[-200:]!r}"
+                "The chat template rewrites earlier turns: the prompt of an answer is not the "
+                "beginning of the text that is trained.\n"
+                f"  prompt: {prompt[-200:]!r}\n  text:   {turn[-200:]!r}"
             )
         yield prompt[len(done) :], False
         yield turn[len(prompt) :], True
@@ -68,8 +69,8 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Iterator[
 def _through_stop_token(piece: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id not in piece:
         raise UserError(
-            f"The chat template writes no stop token ({tokenizer.eos_token!r}) after an answer: a model "
-            f"trained so would never stop.\n  answer: {tokenizer.decode(piece)[-200:]!r}"
+            f"The chat template writes no stop token ({tokenizer.eos_token!r}) after an answer: "
+            f"a model trained so would never stop.\n  answer: {tokenizer.decode(piece)[-200:]!r}"
         )
     # What the template writes after it (a line break, say) is never generated, so never trained.
     return len(piece) - piece[::-1].index(tokenizer.eos_token_id)

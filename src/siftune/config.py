@@ -1,4 +1,4 @@
-"""params.yaml, checked: one small frozen dataclass a section; unknown, missing and mistyped keys are errors."""
+"""params.yaml, checked: a frozen dataclass a section; a key too many or too few is an error."""
 
 import json
 from dataclasses import fields, is_dataclass
@@ -194,7 +194,8 @@ def load(*names: str) -> Any:
     """Read the named sections of params.yaml; `load("model").model` is a `Model`.
 
     Raises:
-        UserError: the file or a section is missing, or a key is unknown, missing, mistyped or impossible.
+        UserError: the file or a section is missing, or a key is unknown, missing, of another type
+            or impossible. All problems are told at once.
     """
     raw = _read()
     problems: list[str] = []

@@ -44,7 +44,7 @@ def published_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def published_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it takes the place of `path` when the block ends without an error."""
+    """Yield an empty folder; it takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     aside.chmod(0o777 & ~_umask())  # mkdtemp's folders are private

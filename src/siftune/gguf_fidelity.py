@@ -17,10 +17,10 @@ from siftune.gguf_tokenizer import metadata
 
 @dataclass(frozen=True)
 class Reference:
-    """The merged model: its tokenizer, the ids that end its answers, and answers under teacher forcing.
+    """The merged model: its tokenizer, the ids that end an answer, and answers by teacher forcing.
 
-    ids: the conversations. rows: of each, which logits predict an answer's token (its stop token too).
-    logits: of each, (len(rows), vocabulary), fp32.
+    ids: the conversations. rows: of each, which logits predict a token of an answer or its stop
+    token. logits: of each, (len(rows), vocabulary), fp32.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,7 +52,8 @@ def measure(reader: Reader, path: Path, merged: Reference) -> dict[str, Any]:
     Returns:
         `reader`; of the tokenizer `num_strings`, `token_ids_equal`, `first_difference` (or None),
         `chat_template_equal`, `special_tokens_equal`; of the answers `num_positions`,
-        `top1_agreement` (share), `mean_kl` (nats a token, KL(merged ‖ file)), `max_logit_difference`.
+        `top1_agreement` (share), `mean_kl` (nats a token, KL(merged ‖ file)) and
+        `max_logit_difference`.
     """
     tokenizer = merged.tokenizer
     strings = probe_strings(token.content for token in tokenizer.added_tokens_decoder.values())
@@ -68,7 +69,8 @@ def measure(reader: Reader, path: Path, merged: Reference) -> dict[str, Any]:
         "num_strings": len(strings),
         "token_ids_equal": not wrong,
         "first_difference": wrong[0] if wrong else None,
-        "chat_template_equal": metadata(header, "tokenizer.chat_template") == tokenizer.chat_template,
+        "chat_template_equal": metadata(header, "tokenizer.chat_template")
+        == tokenizer.chat_template,
         "special_tokens_equal": _special_tokens_equal(header, merged),
         **merging.distance(merged.logits, logits),
     }
@@ -76,7 +78,11 @@ def measure(reader: Reader, path: Path, merged: Reference) -> dict[str, Any]:
 
 def _special_tokens_equal(header: GGUFReader, merged: Reference) -> bool:
     tokenizer = merged.tokenizer
-    ours = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
+    ours = {
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "padding": tokenizer.pad_token_id,
+    }
     # A role that the tokenizer leaves open, the file may fill: nothing reads it.
     theirs = {role: metadata(header, f"tokenizer.ggml.{role}_token_id") for role in ours}
     same = all(index is None or theirs[role] == index for role, index in ours.items())

@@ -16,8 +16,9 @@ def require(types: Sequence[str], limits: Mapping[str, GgufLimit]) -> None:
     missing = [kind for kind in types if kind not in limits]
     if missing:
         raise UserError(
-            f"params.yaml: gguf_check.limits has none for {', '.join(missing)}, which to_gguf.types asks "
-            f"for. It has {', '.join(limits)}; add max_kl and min_top1_agreement."
+            f"params.yaml: gguf_check.limits has none for {', '.join(missing)}, which "
+            f"to_gguf.types asks for. It has {', '.join(limits)}: add "
+            "max_kl and min_top1_agreement."
         )
 
 
@@ -31,7 +32,9 @@ def complaints(kind: str, measured: Mapping[str, Any], limit: GgufLimit) -> list
     if not measured["special_tokens_equal"]:
         found.append(f"{kind}: bos, eos or pad is not the merged model's")
     if not measured["mean_kl"] <= limit.max_kl:  # so that NaN is past it, too
-        found.append(f"{kind}: mean KL {measured['mean_kl']:.3g} nats a token (max_kl {limit.max_kl:g})")
+        found.append(
+            f"{kind}: mean KL {measured['mean_kl']:.3g} nats a token (max_kl {limit.max_kl:g})"
+        )
     if measured["top1_agreement"] < limit.min_top1_agreement:
         found.append(
             f"{kind}: top-1 agreement {measured['top1_agreement']:.4f} "

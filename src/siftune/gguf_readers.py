@@ -56,7 +56,7 @@ class TransformersReader:
         self._tokenizer = load_gguf_tokenizer(path)
         self._model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32
-        ).eval()
+        ).eval()  # type: ignore[no-untyped-call]
 
     def tokens(self, text: str) -> list[int]:
         """Token ids; special tokens in the text are recognised, none are added."""
@@ -78,7 +78,7 @@ def open_gguf(path: Path, *, context: int) -> Iterator[Reader]:
     """llama.cpp's own reading when its library is installed, else transformers'.
 
     Args:
-        path: A GGUF file that we wrote (the reader of the gguf package can hang on a malformed one).
+        path: A GGUF file that we wrote (the gguf package can hang on a malformed one).
         context: The longest sequence in tokens.
     """
     if not llama_cpp.has_library():

@@ -1,9 +1,9 @@
-"""Strings that tokenizers disagree about: scripts, emoji, long runs, special tokens, and mixtures of them."""
+"""Strings that tokenizers disagree about: scripts, emoji, long runs, special tokens, mixtures."""
 
 import random
 from collections.abc import Iterable
 
-# In NFC, like nearly all text: llama.cpp normalises nothing, and a tokenizer that does would differ.
+# In NFC, like nearly all text: llama.cpp normalises nothing, and would differ from those that do.
 PIECES = (
     "Hello, world!",
     "The quick brown fox jumps over the lazy dog.",
@@ -37,8 +37,9 @@ PIECES = (
     "| a | b |\n|---|---|\n| 1 | 2 |\n",
     " leading", "trailing ", "  two  spaces  ", "a  1", "1  a", " 1", "  12  34",
     "a\nb", "a\n\nb", "a\r\nb", "a \n b", "\n \n\t\n", "a\tb\t\tc", "\t 1\n 2",
-    "no\u00a0break", "zero\u200bwidth", "thin\u2009space", "\ufeffmark", "soft\u00adhyphen", "a\u2028b",
-    "“curly” ‘quotes’ — dash … dots", "snake_case CamelCase kebab-case SCREAMING", "?!?!...!!!",
+    "no\u00a0break", "zero\u200bwidth", "thin\u2009space", "\ufeffmark", "soft\u00adhyphen",
+    "a\u2028b", "“curly” ‘quotes’ — dash … dots",
+    "snake_case CamelCase kebab-case SCREAMING", "?!?!...!!!",
     "Pneumonoultramicroscopicsilicovolcanoconiosis", "xqzjkvwpfbg", "aAaAaA", "ﬁ ﬂ Ⅷ ㎏",
 )  # fmt: skip
 RUN_CHARACTERS = (" ", "\n", "\t", "a", "0", "7", ".", "-", "=", "'", "é", "好", "臺", "🙂", "ก")
@@ -47,7 +48,7 @@ NUM_MIXED = 60
 
 
 def probe_strings(special_tokens: Iterable[str]) -> list[str]:
-    """More than 200 strings, the same each time: pieces, runs, every special token, and mixtures."""
+    """More than 200 strings, always the same: pieces, runs, every special token, and mixtures."""
     special = list(special_tokens)
     runs = [character * length for character in RUN_CHARACTERS for length in RUN_LENGTHS]
     framed = [text for token in special for text in (token, f"a {token} 1{token}\n{token}é")]
@@ -55,6 +56,7 @@ def probe_strings(special_tokens: Iterable[str]) -> list[str]:
     short = [*PIECES, *(run for run in runs if len(run) <= 5), *special]
     joints = ("", " ", "\n", "  ")
     mixed = [
-        dice.choice(joints).join(dice.choices(short, k=dice.randint(2, 6))) for _ in range(NUM_MIXED)
+        dice.choice(joints).join(dice.choices(short, k=dice.randint(2, 6)))
+        for _ in range(NUM_MIXED)
     ]
     return [*PIECES, *runs, *framed, *mixed]

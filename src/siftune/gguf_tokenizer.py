@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, as the one its model was trained with.
 
-transformers 5.17 rebuilds it with another pre-tokenizer (digits are not split off, so "a  1" gets other
-tokens), with byte fallback and with a wrong stop token. llama.cpp's converter then takes the model for a
-sentencepiece one and writes a GGUF file whose tokens are wrong.
+transformers 5.17 rebuilds it with another pre-tokenizer (digits are not split off, so "a  1" gets
+other tokens), with byte fallback and with a wrong stop token. llama.cpp's converter then takes it
+for a sentencepiece tokenizer and writes a GGUF file whose tokens are wrong.
 """
 
 from pathlib import Path
@@ -24,8 +24,8 @@ _PATTERNS = {
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file, with its chat template and its bos, eos, pad and unk tokens.
 
-    Byte-level BPE of a kind we know is built from the file's own vocabulary and merges; all else is left
-    to transformers, and only the special tokens are set right.
+    Byte-level BPE of a kind we know is built from the file's own vocabulary and merges; all else is
+    left to transformers, and only the special tokens are set right.
     """
     reader = GGUFReader(path)
     tokens = reader.fields["tokenizer.ggml.tokens"]
@@ -42,10 +42,12 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         return tokenizer
     backend = _byte_level_bpe(reader)
     backend.pre_tokenizer = pre_tokenizer
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         chat_template=metadata(reader, "tokenizer.chat_template"),
-        model_max_length=metadata(reader, f"{metadata(reader, 'general.architecture')}.context_length"),
+        model_max_length=metadata(
+            reader, f"{metadata(reader, 'general.architecture')}.context_length"
+        ),
         clean_up_tokenization_spaces=False,
         **special,
     )
@@ -83,4 +85,3 @@ def _pre_tokenizer(kind: str | None) -> Any:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([split, byte_level])
     return None
-

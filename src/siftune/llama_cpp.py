@@ -1,4 +1,4 @@
-"""llama.cpp, one pinned release: its converter writes GGUF files, its library makes the small types.
+"""llama.cpp, one pinned release: its converter writes GGUF files, its library quantises them.
 
 `containers/llama.sh` puts both in place, from one source package.
 """
@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from siftune import llama_quantise
 from siftune.stage import UserError
 
 CONVERTER = Path(sys.prefix, "share/llama.cpp/convert_hf_to_gguf.py")
-QUANTISER = Path(__file__).with_name("llama_quantise.py")
+QUANTISER = Path(llama_quantise.__file__)
 
-CONVERTED = ("f16", "q8_0")  # plain Python
-QUANTISED = ("q4_0", "q4_k_m", "q5_k_m")  # from the f16 file, by the library
+CONVERTED = ("f16", "q8_0")  # by the converter, which is plain Python
+QUANTISED = ("q5_k_m", "q4_k_m", "q4_0")  # from the f16 file, by the library
 
-_PROGRESS = re.compile(r"\d+%|\[ *\d+/ *\d+\]")
+_PROGRESS = re.compile(r"(?:Writing: *)?(\d+%|\[ *\d+/ *\d+\])")
 
 
 def require(types: Sequence[str]) -> None:
@@ -31,12 +32,15 @@ def require(types: Sequence[str]) -> None:
         UserError: a part of llama.cpp is not installed; the message says what to run.
     """
     if not CONVERTER.is_file():
-        raise UserError(f"llama.cpp's converter is not at {CONVERTER}. Run `containers/llama.sh converter`.")
+        raise UserError(
+            f"llama.cpp's converter is not at {CONVERTER}. Run `containers/llama.sh converter`."
+        )
     quantised = [kind for kind in types if kind in QUANTISED]
     if quantised and not has_library():
         raise UserError(
-            f"params.yaml: to_gguf.types: {', '.join(quantised)} needs llama.cpp's library, which is not "
-            f"installed. Run `make llama` (about 12 CPU-minutes, once), or keep to {', '.join(CONVERTED)}."
+            f"params.yaml: to_gguf.types: {', '.join(quantised)} needs llama.cpp's library, which "
+            "is not installed. Run `make llama` (about 12 CPU-minutes, once), or keep to "
+            f"{' and '.join(CONVERTED)}."
         )
 
 
@@ -57,7 +61,9 @@ def write(
         UserError: llama.cpp cannot write this model; the message ends with its own words.
     """
     quantised = any(kind in QUANTISED for kind in types)
-    wanted = [kind for kind in (*CONVERTED, *QUANTISED) if kind in types or (kind == "f16" and quantised)]
+    wanted = [
+        kind for kind in (*CONVERTED, *QUANTISED) if kind in types or (kind == "f16" and quantised)
+    ]
     written: dict[str, dict[str, float]] = {}
     for kind in wanted:
         start = time.monotonic()
@@ -82,14 +88,14 @@ def file_name(folder: Path, name: str, kind: str) -> Path:
 def gguf_files(folder: Path) -> dict[str, Path]:
     """The GGUF files that `write` left in a folder, by type, best first."""
     found = {path.stem.rsplit("-", 1)[1]: path for path in folder.glob("*.gguf")}
-    return {kind: found[kind] for kind in ("f16", "q8_0", "q5_k_m", "q4_k_m", "q4_0") if kind in found}
+    return {kind: found[kind] for kind in (*CONVERTED, *QUANTISED) if kind in found}
 
 
 def _convert(model: Path, path: Path, *, kind: str, name: str) -> None:
-    # The converter finds its own modules beside it, which safe path would keep from it.
-    search = os.pathsep.join([str(CONVERTER.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(CONVERTER), str(model), "--outfile", str(path), "--outtype", kind]
-    _run([*command, "--model-name", name], kind=kind, environment={**os.environ, "PYTHONPATH": search})
+    command = [sys.executable, str(CONVERTER), str(model), "--outfile", str(path)]
+    # It finds its own modules beside it, which a safe path (PYTHONSAFEPATH) would keep from it.
+    environment = {**os.environ, "PYTHONPATH": str(CONVERTER.parent)}
+    _run([*command, "--outtype", kind, "--model-name", name], kind=kind, environment=environment)
 
 
 def _quantise(f16: Path, path: Path, *, kind: str) -> None:
@@ -105,17 +111,19 @@ def _run(command: list[str], *, kind: str, environment: dict[str, str]) -> None:
         assert child.stderr is not None
         try:
             for line in child.stderr:
-                # A progress bar redraws one line; its steps are neither an error nor for a log file.
-                if not (step := _PROGRESS.search(line)):
+                # A progress bar redraws one line; its steps are no error, nor for a log file.
+                if not (step := _PROGRESS.match(line)):
                     tail.append(line)
                 elif sys.stderr.isatty():
-                    print(f"\r{kind} {step[0]} ", end="", file=sys.stderr, flush=True)
+                    print(f"\r{kind} {step[1]} ", end="", file=sys.stderr, flush=True)
         except BaseException:
             child.kill()
             raise
     if sys.stderr.isatty():
         print(f"\r{kind} {'' if child.returncode else 'written'}", file=sys.stderr)
     if child.returncode < 0:
-        raise RuntimeError(f"llama.cpp died of signal {-child.returncode} at {kind}:\n{''.join(tail)}")
+        raise RuntimeError(
+            f"llama.cpp died of signal {-child.returncode} at {kind}:\n{''.join(tail)}"
+        )
     if child.returncode:
         raise UserError(f"llama.cpp cannot write the type {kind} of this model:\n{''.join(tail)}")

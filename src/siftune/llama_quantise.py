@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    import llama_cpp
+    import llama_cpp  # llama.cpp's own package, not our module of that name
 
     source, target, kind = sys.argv[1:]
     options = llama_cpp.llama_model_quantize_default_params()

@@ -24,7 +24,9 @@ def merge(base: Path, adapter: Path) -> PreTrainedModel:
         base, dtype="auto", use_safetensors=True, trust_remote_code=False
     )
     dtype = stored.dtype
-    merged = PeftModel.from_pretrained(stored.float(), str(adapter)).merge_and_unload(safe_merge=True)
+    merged = PeftModel.from_pretrained(stored.float(), str(adapter)).merge_and_unload(
+        safe_merge=True
+    )
     return merged.to(dtype)
 
 
@@ -32,7 +34,8 @@ def merge(base: Path, adapter: Path) -> PreTrainedModel:
 def logits(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> Logits:
     """The model's logits at every position of each row of token ids, in fp32 on the CPU."""
     return [
-        model(input_ids=torch.tensor([ids], device=device())).logits[0].float().cpu() for ids in rows
+        model(input_ids=torch.tensor([ids], device=device())).logits[0].float().cpu()
+        for ids in rows
     ]
 
 
@@ -40,8 +43,8 @@ def distance(reference: Logits, other: Logits) -> dict[str, Any]:
     """How far `other` is from `reference`, over all positions.
 
     Returns:
-        `max_logit_difference`; `mean_kl` in nats a token, KL(reference ‖ other); `top1_agreement` as a
-        share; `num_positions`.
+        `max_logit_difference`; `mean_kl` in nats a token, KL(reference ‖ other); `top1_agreement`
+        as a share; `num_positions`.
     """
     expected, found = torch.cat(reference), torch.cat(other)
     log_p, log_q = torch.log_softmax(expected, dim=-1), torch.log_softmax(found, dim=-1)

@@ -1,32 +1,39 @@
-"""Models and tokenizers in Hugging Face layout: the base, found again by its manifest, and how all are loaded."""
+"""Models and tokenizers in Hugging Face layout: where the base is, and how all are loaded."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from siftune import files, provenance, sources
 from siftune.config import Model
 from siftune.stage import UserError
 
 MANIFEST = Path("models/base.json")
-CONVERTED = Path("work/models")  # GGUF sources in Hugging Face layout: made again when they are gone
+CONVERTED = Path(
+    "work/models"
+)  # GGUF sources in Hugging Face layout: made again when they are gone
 
 
 def fetch_base(model: Model) -> dict[str, Any]:
     """Bring `model.source` to this disk and describe it.
 
     Returns:
-        The manifest: name, source, revision, license, files (size in bytes and sha256 of each), their
-        common sha256, and the sha256 of the chat template.
+        The manifest: name, source, revision, license, files (size in bytes and sha256 of each),
+        their common sha256, and the sha256 of the chat template.
     """
     folder = _folder(model.source, model.revision)
     described = files.describe_folder(folder)
     if not any(name.endswith(".safetensors") for name in described):
         raise UserError(
-            f"params.yaml: model.source: {model.source} has no .safetensors file. Pickled weights run "
-            "code when they are loaded: convert them first, or choose a revision that has safetensors."
+            f"params.yaml: model.source: {model.source} has no .safetensors file. Pickled weights "
+            "run code when they are loaded: convert them, or choose a revision with safetensors."
         )
     template = load_tokenizer(folder).chat_template
     return {
@@ -58,7 +65,7 @@ def base_folder() -> Path:
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """The model in this device's dtype, in evaluation mode; safetensors only, no code from the folder."""
+    """The model in this device's dtype, for evaluation; safetensors only, no code of the folder."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=device_dtype(), use_safetensors=True, trust_remote_code=False
     )
@@ -73,7 +80,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.chat_template:
-        raise UserError(f"The tokenizer of {folder} has no chat template: choose an instruct model.")
+        raise UserError(
+            f"The tokenizer of {folder} has no chat template: choose an instruct model."
+        )
     return tokenizer
 
 
@@ -83,10 +92,12 @@ def device() -> torch.device:
 
 
 def device_dtype() -> torch.dtype:
-    """bf16 on GPUs that have it, fp16 on older ones (V100), fp32 on the CPU, where bf16 is slower."""
+    """bf16 on GPUs that have it, fp16 on older ones (V100), fp32 on the CPU, where bf16 is slow."""
     if not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
 
 
 def _folder(source: str, revision: str | None, *, offline: bool = False) -> Path:

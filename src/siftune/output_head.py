@@ -1,7 +1,7 @@
 """TRL's output head for the CPU: log-probabilities at the trained positions only.
 
-TRL 1.15 computes the SFT loss in a Triton kernel; without Triton its slot for that kernel is empty, and with
-Triton the kernel takes no CPU tensors. This fills the slot with plain PyTorch. Autograd does the backward.
+TRL 1.15 computes the SFT loss in a Triton kernel; without Triton its slot for that kernel is
+empty, and with Triton the kernel takes no CPU tensors. This fills the slot with plain PyTorch.
 """
 
 import torch
@@ -24,7 +24,7 @@ class CpuLogProb:
         logit_scale: float,
         _outputs: tuple[str, ...],
     ) -> tuple[Tensor, Tensor, None, None, Tensor]:
-        """Log-probability of each target, entropy in nats, and whether the target is the most likely token."""
+        """Log-probability of each target, entropy in nats, whether the target is the likeliest."""
         logits = functional.linear(hidden, weight, bias).float() * logit_scale
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)

@@ -8,7 +8,7 @@ from siftune.stage import UserError
 
 
 def compose(target: Path, overrides: list[str]) -> None:
-    """Write the composition of conf/ with Hydra `overrides` (`model=NAME`, `sft.learning_rate=1e-4`) to `target`.
+    """Write conf/, composed with Hydra overrides (`model=NAME`, `sft.seed=2`), to `target`.
 
     Raises:
         UserError: Hydra refuses an override or a preset.

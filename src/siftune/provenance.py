@@ -55,7 +55,7 @@ class Cost:
             "wall_seconds": round(time.monotonic() - self._start, 2),
             "peak_memory_mb": round(peak_memory_mb(), 1),
         }
-        # Only a stage that used torch can have used a GPU: it is not imported for the sake of asking.
+        # Only a stage that used torch can have used a GPU: asking is no reason to import it.
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             cost["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
@@ -64,7 +64,10 @@ class Cost:
 
 def peak_memory_mb() -> float:
     """The most resident memory that this process, or its largest child, has held, in MiB."""
-    sizes = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    sizes = (
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return max(sizes) / 1024
 
 

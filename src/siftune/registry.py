@@ -1,4 +1,4 @@
-"""A merged model in MLflow's registry by reference: what is stored is where the weights are, and their sha256.
+"""A merged model in MLflow's registry by reference: where the weights are, and their sha256.
 
 `_load_pyfunc` is what MLflow calls for `mlflow.pyfunc.load_model("models:/NAME/VERSION")`.
 """
@@ -13,12 +13,14 @@ from siftune import files, provenance
 from siftune.stage import UserError
 
 REFERENCE = "reference.json"
-RESTORED = Path("work/registered")  # models that the workspace has moved on from, out of DVC's cache
+RESTORED = Path(
+    "work/registered"
+)  # models that the workspace has moved on from, out of DVC's cache
 MAX_NEW_TOKENS = 256
 
 
 def reference(folder: Path) -> dict[str, Any]:
-    """What the registry keeps instead of the weights: folder, digests, and DVC's name of the folder."""
+    """What the registry keeps instead of the weights: folder, digests, DVC's name of the folder."""
     described = files.describe_folder(folder)
     return {
         "folder": str(folder.resolve()),
@@ -30,7 +32,7 @@ def reference(folder: Path) -> dict[str, Any]:
 
 
 def locate(reference: dict[str, Any]) -> Path:
-    """The folder with exactly the registered files: the workspace's, else restored from DVC's cache.
+    """A folder with exactly the registered files: the workspace's, else one from DVC's cache.
 
     Raises:
         UserError: neither has them.
@@ -93,8 +95,8 @@ def _dvc_md5(folder: Path) -> str | None:
 def _restore(reference: dict[str, Any], folder: Path) -> None:
     lost = UserError(
         f"{reference['folder']} has changed since this version was registered, and DVC's cache in "
-        f"{reference['repository']} does not hold it ({reference['dvc_md5']}). Check out the commit "
-        "of the version (tag siftune.git_commit) and run `dvc pull` or `dvc repro` there."
+        f"{reference['repository']} does not hold it ({reference['dvc_md5']}). Check out the "
+        "commit of the version (tag siftune.git_commit) and run `dvc pull` or `dvc repro` there."
     )
     if reference["dvc_md5"] is None:
         raise lost

@@ -1,4 +1,4 @@
-"""Where models and data come from: one resolver by scheme. Weights that are on disk stay where they are."""
+"""Where models and data come from, by scheme. Weights that are on disk stay where they are."""
 
 import importlib.metadata
 import importlib.util
@@ -14,10 +14,10 @@ DATA_FILES = ["*.jsonl", "*.json", "*.parquet"]
 
 
 def model_files(source: str, revision: str | None, *, offline: bool = False) -> Path:
-    """The folder in Hugging Face layout, or the GGUF file, that `source` names; fetched when it is remote.
+    """The folder in Hugging Face layout, or the GGUF file, that `source` names; fetched if remote.
 
-    `source` is a hub id (`org/name`), `modelscope:org/name`, `package:module/file.gguf`, or a path that
-    begins with `.`, `/` or `~`. With `offline` only what was fetched before is found.
+    `source` is a hub id (`org/name`), `modelscope:org/name`, `package:module/file.gguf`, or a path
+    that begins with `.`, `/` or `~`. With `offline` only what was fetched before is found.
 
     Raises:
         UserError: it is not there, cannot be reached, or is not pinned.
@@ -50,8 +50,8 @@ def fetch_data(data: Data, folder: Path) -> None:
         _copy(_modelscope(rest, data.revision, kind="dataset"), folder)
     elif data.source != "local":
         raise UserError(
-            f"params.yaml: data.source: {data.source!r} is none of generate:word-problems, hub:ORG/NAME, "
-            "modelscope:ORG/NAME, local (your own file or folder: name it in data.path)."
+            f"params.yaml: data.source: {data.source!r} is none of generate:word-problems, "
+            "hub:ORG/NAME, modelscope:ORG/NAME, local (a file or folder of yours: data.path)."
         )
 
 
@@ -81,7 +81,8 @@ def _package_file(name: str, revision: str | None) -> Path:
     installed = importlib.metadata.version(module)
     if revision != installed:
         raise UserError(
-            f"params.yaml: model.revision: {module} {installed} is installed, {revision} is asked for."
+            f"params.yaml: model.revision: {module} {installed} is installed, "
+            f"{revision} is asked for."
         )
     path = Path(spec.submodule_search_locations[0]) / file
     if not path.is_file():
@@ -109,7 +110,8 @@ def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -
         )
     except HFValidationError as error:
         raise UserError(
-            f"params.yaml: {section}.source: {name!r} is no hub id; a path begins with ./ or /. {error}"
+            f"params.yaml: {section}.source: {name!r} is no hub id; "
+            f"a path begins with ./ or /. {error}"
         ) from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
         raise UserError(_unreachable(section, name, revision, error)) from None
@@ -144,8 +146,8 @@ def _unpinned(section: str, name: str) -> str:
 
 def _unreachable(section: str, name: str, revision: str, error: Exception) -> str:
     return (
-        f"params.yaml: {section}.source: {name} at {revision} is neither on this disk nor reachable. "
-        "On a machine with a network (a login node) run `dvc repro fetch` in this folder, with "
+        f"params.yaml: {section}.source: {name} at {revision} is neither on this disk nor "
+        "reachable. On a machine with a network (a login node) run `dvc repro fetch` here, with "
         f"HF_HOME on a file system that the nodes see; HF_ENDPOINT names a mirror.\n  {error}"
     )
 

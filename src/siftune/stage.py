@@ -1,4 +1,4 @@
-"""How a stage script starts and ends: exit codes, errors that teach, no traceback for a user's mistake."""
+"""How a stage script starts and ends: exit codes, and no traceback for a user's mistake."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ QUIET_LIBRARIES = {
 
 
 class UserError(ValueError):
-    """Something the user can mend. The message says what is wrong, where, what is valid, what to do."""
+    """What the user can mend. The message says what is wrong, where, what is valid, what to do."""
 
 
 def run(main: Callable[[], None]) -> NoReturn:

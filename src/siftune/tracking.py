@@ -1,7 +1,7 @@
 """One MLflow run a stage, from the same numbers that DVC reads.
 
-The files are the truth: `work/runs/<run>/metrics.jsonl` over steps and `metrics/<stage>.json` at the end.
-MLflow mirrors them. When it does not answer, the stage goes on and says so once.
+The files are the truth: `work/runs/<run>/metrics.jsonl` over steps and `metrics/<stage>.json` at
+the end. MLflow mirrors them. When it does not answer, the stage goes on and says so once.
 """
 
 import json
@@ -46,7 +46,7 @@ class Run:
         self._mirror.call(lambda mlflow: mlflow.log_metrics(dict(values), step=step))
 
     def report(self, **results: Any) -> None:
-        """Results of the stage: numbers (also nested) and facts, for metrics/<stage>.json and MLflow."""
+        """Results, also nested: numbers and facts for metrics/<stage>.json and MLflow."""
         self.results.update(results)
 
     def artifact(self, path: Path) -> None:
@@ -203,14 +203,17 @@ class _Mirror:
             action(self._mlflow)
         except Exception as error:  # whatever the store raises must not end a training
             self._mlflow = None
-            print(f"siftune: MLflow does not answer; the files go on without it: {error}", file=sys.stderr)
+            print(
+                f"siftune: MLflow does not answer; the files go on without it: {error}",
+                file=sys.stderr,
+            )
 
     def end(self, status: str) -> None:
         self.call(lambda mlflow: mlflow.end_run(status))
 
 
 def connect() -> Any:
-    """The mlflow module, set to MLFLOW_TRACKING_URI or to the SQLite file in the repository's root."""
+    """The mlflow module, set to MLFLOW_TRACKING_URI or the SQLite file in the repository's root."""
     import mlflow
 
     mlflow.set_tracking_uri(_store())

@@ -21,7 +21,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from siftune import files, models, output_head, provenance
+from siftune import batches, files, models, output_head, provenance
 from siftune.config import Lora, Sft
 from siftune.stage import UserError
 from siftune.tracking import Run
@@ -36,22 +36,6 @@ LOGGED = {
     "eval_mean_token_accuracy": "validation_token_accuracy",
 }
 CURVE = ("train_loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
-
-
-def accumulation(*, global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro batches per optimiser step, from the global batch.
-
-    Raises:
-        UserError: they do not divide.
-    """
-    at_once = micro_batch * world_size
-    if global_batch % at_once:
-        raise UserError(
-            f"params.yaml: sft.global_batch: {global_batch} examples a step cannot be made of micro_batch "
-            f"{micro_batch} x {world_size} processes = {at_once}: {global_batch} / {at_once} = "
-            f"{global_batch / at_once:.2f}. Choose a multiple of {at_once}, or another sft.micro_batch."
-        )
-    return global_batch // at_once
 
 
 def lora_config(lora: Lora) -> LoraConfig:
@@ -69,7 +53,7 @@ def sft_config(sft: Sft, *, num_accumulated: int, folder: Path) -> SFTConfig:
     """The section as TRL takes it; `sft.trainer` holds TRL's own options.
 
     Raises:
-        UserError: `sft.trainer` has an option that TRL does not know, or one that a key of ours decides.
+        UserError: `sft.trainer` has an option that TRL does not know, or one that is ours to set.
     """
     ours: dict[str, Any] = {
         "output_dir": str(folder),
@@ -115,7 +99,7 @@ def make_trainer(
     """A trainer on `tokens/train` and `tokens/validation`, whose numbers go to `curve`."""
     output_head.install_on_cpu()
     set_seed(sft.seed)  # the adapter's first weights are drawn before the trainer seeds itself
-    num_accumulated = accumulation(
+    num_accumulated = batches.accumulation(
         global_batch=sft.global_batch,
         micro_batch=sft.micro_batch,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -135,11 +119,11 @@ def make_trainer(
 
 
 def save_adapter(model: PeftModel, folder: Path, *, base: str) -> None:
-    """Write the adapter as safetensors; it names its base by source, not by a path of this machine."""
-    for peft_config in model.peft_config.values():
-        peft_config.base_model_name_or_path = base
+    """Write the adapter as safetensors; it names its base by source, not by this machine's path."""
     model.save_pretrained(str(folder))
-    (folder / "README.md").unlink()  # PEFT's empty model card; ours is written from what was measured
+    settings = folder / "adapter_config.json"
+    files.write_json(settings, files.read_json(settings) | {"base_model_name_or_path": base})
+    (folder / "README.md").unlink()  # PEFT's empty model card; ours says what was measured
 
 
 def summarise(trainer: SFTTrainer, curve: "LearningCurve") -> dict[str, float]:

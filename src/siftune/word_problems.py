@@ -1,7 +1,7 @@
 """Word problems in GSM8K's form, made from a seed: the embedded default data.
 
-A problem is a template plus the numbers in it. Those numbers are its `group`, so that a split by group
-never puts the same sum, told with another name, into both train and test.
+A problem is a template plus the numbers in it. Those numbers are its `group`, so that a split by
+group never puts the same sum, told with another name, into both train and test.
 """
 
 import random
@@ -14,7 +14,7 @@ THINGS = ("apples", "books", "cards", "coins", "cups", "eggs", "pens", "shells",
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: `answer` ends in GSM8K's last line, `#### N`; `group` is template and numbers."""
+    """A problem; `answer` ends in GSM8K's last line, `#### N`; `group` is template + numbers."""
 
     question: str
     answer: str
@@ -102,6 +102,8 @@ def make(*, num_problems: int, seed: int) -> Iterator[Problem]:
             if problem.group not in seen:
                 break
         else:
-            raise ValueError(f"only {index} different problems can be made, {num_problems} are asked")
+            raise ValueError(
+                f"only {index} different problems can be made, {num_problems} are asked"
+            )
         seen.add(problem.group)
         yield problem

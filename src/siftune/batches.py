@@ -1,0 +1,20 @@
+"""The global batch, in examples, and how a machine makes it."""
+
+from siftune.stage import UserError
+
+
+def accumulation(*, global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro batches per optimiser step, from the global batch.
+
+    Raises:
+        UserError: they do not divide.
+    """
+    at_once = micro_batch * world_size
+    if global_batch % at_once:
+        raise UserError(
+            f"params.yaml: sft.global_batch: {global_batch} examples a step cannot be made of "
+            "sft.micro_batch "
+            f"{micro_batch} x {world_size} processes = {at_once}: {global_batch} / {at_once} = "
+            f"{global_batch / at_once:.2f}. Choose a multiple of {at_once}, or another micro batch."
+        )
+    return global_batch // at_once

@@ -1,0 +1,322 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import lm_eval.tasks
+import pytest
+import yaml
+from lm_eval.api.model import LM
+
+from siftune import benchmark, chat, files
+from siftune.config import Benchmark
+from siftune.stage import UserError
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = Benchmark(
+    tasks=["gsm8k_form"],
+    num_fewshot=0,
+    limit=None,
+    batch_size=2,
+    max_new_tokens=8,
+    chat_template=True,
+)
+# Five answers to problems whose solution is 45, and whether they are right: strictly, flexibly.
+ANSWERS = {
+    "51 - 6 = 45\n#### 45": (1.0, 1.0),
+    "So 45 are left.": (0.0, 1.0),
+    "#### 44, or rather 45": (0.0, 1.0),
+    "#### 1,045": (0.0, 0.0),
+    "": (0.0, 0.0),
+}
+PETS = """
+task: pets
+dataset_path: json
+dataset_kwargs: {data_files: {test: pets.jsonl}, cache_dir: work/datasets}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+LOSSES = """
+task: losses
+dataset_path: json
+dataset_kwargs: {data_files: {test: pets.jsonl}, cache_dir: work/datasets}
+output_type: loglikelihood
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[0]}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+
+
+class KnownAnswers(LM):
+    """Says what it is told, in the order of the questions."""
+
+    max_length = 512
+    tokenizer_name = "none"
+    asked = ()
+
+    def __init__(self, *_, **__) -> None:
+        super().__init__()
+
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+        return "\n".join(turn["content"] for turn in chat_history)
+
+    def generate_until(self, requests):
+        KnownAnswers.asked = [request.args for request in requests]
+        return list(ANSWERS)
+
+    def loglikelihood(self, requests):
+        return [(-1.0 if "b" in request.args[1] else -2.0, False) for request in requests]
+
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Makes a folder with test data and tasks the current one; returns the canonical records."""
+    monkeypatch.chdir(tmp_path)
+    # It asks pip and the compilers for their versions: seconds each time.
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
+    shutil.copytree(ROOT / "eval/tasks", "eval/tasks")
+    records = [
+        {
+            "id": f"problem-{number}",
+            "group": f"left:{number}",
+            "messages": [
+                {"role": "user", "content": f"{number}: 51 apples, 6 go. How many are left?"},
+                {"role": "assistant", "content": "51 - 6 = 45\n#### 45"},
+            ],
+        }
+        for number in range(len(ANSWERS))
+    ]
+    for split in ("train", "test"):
+        files.write_jsonl(Path(f"data/prepared/{split}.jsonl"), records)
+    files.write_jsonl(
+        Path("pets.jsonl"),
+        [
+            {
+                "question": f"{number}: which barks?",
+                "choices": [" a cat", " a dob"],
+                "answer": right,
+            }
+            for number, right in enumerate([1, 0, 1])
+        ],
+    )
+    for name, text in (("pets", PETS), ("losses", LOSSES)):
+        Path(f"eval/tasks/{name}.yaml").write_text(text)
+    return records
+
+
+def evaluate(folder: Path = Path(), *, system: str | None = None, **changes) -> dict:
+    settings = replace(SETTINGS, **changes)
+    tasks = benchmark.load_tasks(settings.tasks)
+    return benchmark.evaluate(folder, "sha", tasks, settings, system=system)
+
+
+def test_the_local_task_scores_as_lm_evals_gsm8k():
+    installed = Path(lm_eval.tasks.__file__).parent / "gsm8k/gsm8k.yaml"
+    theirs = yaml.safe_load(installed.read_text())
+    ours = yaml.safe_load((ROOT / "eval/tasks/gsm8k_form/gsm8k_form.yaml").read_text())
+    scoring = ("metric_list", "filter_list", "generation_kwargs", "output_type", "repeats")
+    assert {key: ours[key] for key in scoring} == {key: theirs[key] for key in scoring}
+
+
+def test_known_answers_get_the_known_scores(data, monkeypatch):
+    monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
+    results = evaluate()
+    rows = list(benchmark.items(results))
+    assert [row["id"] for row in rows] == [record["id"] for record in data]
+    assert [row["answer"] for row in rows] == list(ANSWERS)
+    assert rows[0] == {
+        "task": "gsm8k_form",
+        "id": "problem-0",
+        "prompt": "0: 51 apples, 6 go. How many are left?",
+        "target": "51 - 6 = 45\n#### 45",
+        "answer": "51 - 6 = 45\n#### 45",
+        "scores": {"exact_match/strict-match": 1.0, "exact_match/flexible-extract": 1.0},
+    }
+    scores = [tuple(row["scores"].values()) for row in rows]
+    assert scores == list(ANSWERS.values())
+    measured = benchmark.metrics(results)
+    assert measured == {
+        "gsm8k_form/exact_match/strict-match": {
+            "value": pytest.approx(0.2), "stderr": pytest.approx(0.2), "n": 5,
+        },
+        "gsm8k_form/exact_match/flexible-extract": {
+            "value": pytest.approx(0.6), "stderr": pytest.approx(0.2449, abs=1e-4), "n": 5,
+        },
+    }  # fmt: skip
+    assert benchmark.directions(results) == dict.fromkeys(measured, True)
+    json.dumps([measured, rows], allow_nan=False)
+
+
+def test_the_length_limit_reaches_every_request(data, monkeypatch):
+    monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
+    evaluate(max_new_tokens=17)
+    assert {options["max_gen_toks"] for _, options in KnownAnswers.asked} == {17}
+
+
+def test_examples_before_the_question_come_from_train(data, monkeypatch):
+    monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
+    evaluate(num_fewshot=2)
+    assert all(prompt.count("#### 45") == 2 for prompt, _ in KnownAnswers.asked)
+
+
+def test_records_may_bring_their_own_system_message(data, monkeypatch):
+    for record in data:
+        record["messages"].insert(0, {"role": "system", "content": "Count."})
+    files.write_jsonl(Path("data/prepared/test.jsonl"), data)
+    monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
+    rows = list(benchmark.items(evaluate()))
+    assert rows[3]["prompt"] == "Count.\n3: 51 apples, 6 go. How many are left?"
+
+
+def test_choices_are_scored_and_shown(data, monkeypatch):
+    monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
+    results = evaluate(tasks=["pets"])
+    rows = list(benchmark.items(results))
+    assert [(row["answer"], row["target"]) for row in rows] == [
+        (" a dob", " a dob"), (" a dob", " a cat"), (" a dob", " a dob"),
+    ]  # fmt: skip
+    assert [row["scores"] for row in rows] == [{"acc": 1.0}, {"acc": 0.0}, {"acc": 1.0}]
+    assert [row["id"] for row in rows] == ["0", "1", "2"]
+    assert benchmark.metrics(results)["pets/acc"]["value"] == pytest.approx(2 / 3)
+
+
+def test_a_perplexity_is_reported_but_its_items_have_no_score(data, monkeypatch):
+    monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    results = evaluate(tasks=["losses"])
+    assert benchmark.metrics(results)["losses/perplexity"]["value"] == pytest.approx(math.e**2)
+    assert benchmark.directions(results) == {"losses/perplexity": False, "losses/acc": True}
+    assert [row["scores"] for row in benchmark.items(results)] == [{"acc": 0.0}] * 3
+
+
+def test_prompts_are_those_that_training_ended_with(tiny_model, tokenizer, data):
+    rows = list(benchmark.items(evaluate(tiny_model, system="Be brief.", limit=2)))
+    assert [row["prompt"] for row in rows] == [
+        chat.prompt_text(tokenizer, record["messages"], "Be brief.") for record in data[:2]
+    ]
+
+
+def test_the_model_gets_the_tokens_of_its_prompt_and_stops_where_it_should(
+    tiny_model, tokenizer, data, monkeypatch
+):
+    calls = []
+    generate = benchmark.HFLM._model_generate
+
+    def spy(self, context, max_length, stop, **options):
+        calls.append((context, options["attention_mask"], max_length - context.shape[1]))
+        assert self.model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+        assert tokenizer.eos_token in stop
+        return generate(self, context, max_length, stop, **options)
+
+    monkeypatch.setattr(benchmark.HFLM, "_model_generate", spy)
+    evaluate(tiny_model, limit=1)
+    [(context, mask, room)] = calls
+    prompt = chat.prompt_text(tokenizer, data[0]["messages"])
+    assert context[0].tolist() == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert mask.all()
+    assert room == SETTINGS.max_new_tokens
+
+
+def test_what_was_answered_is_not_asked_again(tiny_model, data, monkeypatch):
+    asked = []
+    generate, score = benchmark.HFLM._model_generate, benchmark.HFLM._loglikelihood_tokens
+
+    def generating(self, context, **options):
+        asked.append(len(context))
+        return generate(self, context, **options)
+
+    def scoring(self, requests, **options):
+        asked.append(len(requests))
+        return score(self, requests, **options)
+
+    monkeypatch.setattr(benchmark.HFLM, "_model_generate", generating)
+    monkeypatch.setattr(benchmark.HFLM, "_loglikelihood_tokens", scoring)
+    both = ["gsm8k_form", "pets"]
+
+    def num_asked(weights: str = "sha", **changes) -> int:
+        asked.clear()
+        settings = replace(SETTINGS, tasks=both, **changes)
+        tasks = benchmark.load_tasks(both)
+        results = benchmark.evaluate(tiny_model, weights, tasks, settings, system=None)
+        answers.append([row["answer"] for row in benchmark.items(results)])
+        return sum(asked)
+
+    answers: list[list[str]] = []
+    assert num_asked(limit=2) == 2 + 4
+    assert num_asked() == 3 + 2  # only the other items
+    assert num_asked() == 0
+    assert answers[2] == answers[1] and answers[1][:2] == answers[0][:2]
+    assert num_asked("other weights") == 5 + 6
+    assert num_asked(max_new_tokens=9) == 5  # asks for longer answers; choices stay as they are
+    assert num_asked(batch_size=3) == 5 + 6
+
+
+def test_an_interrupted_run_keeps_its_answers(tiny_model, data, monkeypatch):
+    generate = benchmark.HFLM._model_generate
+    asked = []
+
+    def dies_at_the_second_batch(self, context, **options):
+        asked.append(len(context))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return generate(self, context, **options)
+
+    monkeypatch.setattr(benchmark.HFLM, "_model_generate", dies_at_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_model)
+    evaluate(tiny_model)
+    assert asked == [2, 2, 2, 1]
+
+
+def test_a_limit_beyond_the_models_reach_is_refused(tiny_model, data):
+    with pytest.raises(UserError, match=r"benchmark\.max_new_tokens is 512.* 512 tokens"):
+        evaluate(tiny_model, max_new_tokens=512)
+
+
+@pytest.fixture
+def only_local(monkeypatch):
+    """Without lm-eval's own tasks, whose index takes 20 seconds to read."""
+    manager = benchmark.TaskManager
+    monkeypatch.setattr(
+        benchmark,
+        "TaskManager",
+        lambda **options: manager(**(options | {"include_defaults": False})),
+    )
+
+
+def test_an_unknown_task_is_refused_with_its_neighbours(data, only_local):
+    with pytest.raises(UserError, match=r"no task 'gsm8k_from'. Near it: gsm8k_form"):
+        benchmark.load_tasks(["pets", "gsm8k_from"])
+
+
+def test_data_that_only_the_hub_has_is_a_clear_error(data, only_local, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    with pytest.raises(UserError, match="gsm8k_form is not on this disk.*Couldn't reach.*HF_HOME"):
+        benchmark.load_tasks(["gsm8k_form"])
+
+
+def test_lacking_test_data_is_a_clear_error(data, only_local):
+    Path("data/prepared/test.jsonl").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded: .*test\.jsonl"):
+        benchmark.load_tasks(["gsm8k_form"])
+
+
+def test_tasks_that_run_the_models_code_are_refused(data, only_local):
+    Path("eval/tasks/pets.yaml").write_text(PETS + "unsafe_code: true\n")
+    with pytest.raises(UserError, match="pets runs code that the model writes"):
+        benchmark.load_tasks(["pets"])
