@@ -257,7 +257,8 @@ def test_what_was_answered_is_not_asked_again(tiny_model, data, monkeypatch):
     assert num_asked(limit=2) == 2 + 4
     assert num_asked() == 3 + 2  # only the other items
     assert num_asked() == 0
-    assert answers[2] == answers[1] and answers[1][:2] == answers[0][:2]
+    assert answers[2] == answers[1]
+    assert answers[1][:2] == answers[0][:2]
     assert num_asked("other weights") == 5 + 6
     assert num_asked(max_new_tokens=9) == 5  # asks for longer answers; choices stay as they are
     assert num_asked(batch_size=3) == 5 + 6
@@ -306,7 +307,7 @@ def test_data_that_only_the_hub_has_is_a_clear_error(data, only_local, monkeypat
         raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (OfflineModeIsEnabled)")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(UserError, match="gsm8k_form is not on this disk.*Couldn't reach.*HF_HOME"):
+    with pytest.raises(UserError, match=r"gsm8k_form is not on this disk.*Couldn't reach.*HF_HOME"):
         benchmark.load_tasks(["gsm8k_form"])
 
 

@@ -41,4 +41,4 @@ def install_on_cpu() -> None:
     if not torch.cuda.is_available():
         from trl.trainer import utils
 
-        utils._ChunkedLogProbFunction = CpuLogProb  # type: ignore[assignment]
+        utils._ChunkedLogProbFunction = CpuLogProb
