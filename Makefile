@@ -36,6 +36,6 @@ llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for run
 ui: .venv/ready ## MLflow on http://127.0.0.1:5000
 	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
-.venv/ready: containers/venv.sh containers/locks/cpu.txt containers/locks/llama.txt pyproject.toml
+.venv/ready: containers/venv.sh containers/locks/stack.txt containers/locks/llama.txt pyproject.toml
 	PYTHON=$(PYTHON) containers/venv.sh
 	touch $@

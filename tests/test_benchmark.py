@@ -8,8 +8,9 @@ import lm_eval.tasks
 import pytest
 import yaml
 from lm_eval.api.model import LM
+from tokenizers.processors import TemplateProcessing
 
-from siftune import benchmark, chat, files
+from siftune import benchmark, chat, files, models
 from siftune.config import Benchmark
 from siftune.stage import UserError
 
@@ -208,8 +209,23 @@ def test_prompts_are_those_that_training_ended_with(tiny_model, tokenizer, data)
     ]
 
 
+@pytest.fixture
+def eager_model(tiny_model, tokenizer, tmp_path) -> Path:
+    """A model whose tokenizer begins every text with a token that its chat template does not write."""
+    folder = shutil.copytree(tiny_model, tmp_path / "eager")
+    eager = models.load_tokenizer(folder)
+    eager.bos_token = "<|endoftext|>"
+    eager.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    eager.save_pretrained(folder)
+    assert models.load_tokenizer(folder)("x")["input_ids"] == [0, *tokenizer("x")["input_ids"]]
+    return folder
+
+
+@pytest.mark.parametrize("folder", ["tiny_model", "eager_model"])
 def test_the_model_gets_the_tokens_of_its_prompt_and_stops_where_it_should(
-    tiny_model, tokenizer, data, monkeypatch
+    folder, tokenizer, data, monkeypatch, request
 ):
     calls = []
     generate = benchmark.HFLM._model_generate
@@ -221,7 +237,7 @@ def test_the_model_gets_the_tokens_of_its_prompt_and_stops_where_it_should(
         return generate(self, context, max_length, stop, **options)
 
     monkeypatch.setattr(benchmark.HFLM, "_model_generate", spy)
-    evaluate(tiny_model, limit=1)
+    evaluate(request.getfixturevalue(folder), limit=1)
     [(context, mask, room)] = calls
     prompt = chat.prompt_text(tokenizer, data[0]["messages"])
     assert context[0].tolist() == tokenizer(prompt, add_special_tokens=False)["input_ids"]

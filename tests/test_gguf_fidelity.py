@@ -14,7 +14,7 @@ from siftune.config import GgufLimit
 from siftune.gguf_limits import complaints
 
 ROOT = Path(__file__).parent.parent
-LIMIT = GgufLimit(max_kl=1e-3, min_top1_agreement=0.97)
+LIMIT = GgufLimit(max_kl=1e-3, min_top1_agreement=0.95)
 MESSAGES = [
     [
         {"role": "user", "content": f"What is {number} + 1?"},
@@ -35,11 +35,13 @@ READERS = [
 
 @pytest.fixture(scope="module")
 def merged_folder(tiny_model, tokenizer, tmp_path_factory) -> Path:
-    """The tiny model, sure of itself: a random one says nearly the same with any weights."""
+    """The tiny model with larger weights: a random one says nearly the same whatever its layers do."""
     from siftune import models
 
     model = models.load_model(tiny_model)
-    model.model.norm.weight.data.mul_(30)
+    model.model.norm.weight.data.mul_(10)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data.mul_(50)
     folder = tmp_path_factory.mktemp("merged")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
