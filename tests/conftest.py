@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,17 @@ from siftune import stage
 os.environ.update(stage.QUIET_LIBRARIES | stage.NO_BARS)
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def readme_commands() -> Callable[[Path], list[str]]:
+    """A function: the command lines in the bash blocks of a Markdown file, in order."""
+
+    def commands(page: Path) -> list[str]:
+        blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+        return [line for block in blocks for line in block.splitlines() if line]
+
+    return commands
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def test_prompts_are_those_that_training_ended_with(tiny_model, tokenizer, data)
 
 @pytest.fixture
 def eager_model(tiny_model, tokenizer, tmp_path) -> Path:
-    """A model whose tokenizer begins every text with a token that its chat template does not write."""
+    """A model whose tokenizer begins every text with a token that its template does not write."""
     folder = shutil.copytree(tiny_model, tmp_path / "eager")
     eager = models.load_tokenizer(folder)
     eager.bos_token = "<|endoftext|>"

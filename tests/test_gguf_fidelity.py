@@ -35,7 +35,7 @@ READERS = [
 
 @pytest.fixture(scope="module")
 def merged_folder(tiny_model, tokenizer, tmp_path_factory) -> Path:
-    """The tiny model with larger weights: a random one says nearly the same whatever its layers do."""
+    """The tiny model with larger weights: a random one says the same whatever its layers do."""
     from siftune import models
 
     model = models.load_model(tiny_model)

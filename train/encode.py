@@ -44,8 +44,8 @@ def fit(rows: list[dict], encode: config.Encode, split: str) -> list[dict]:
         worst = max(too_long, key=lambda row: len(row["input_ids"]))
         raise stage.UserError(
             f"params.yaml: encode.max_length: {len(too_long)} of {len(rows)} {split} "
-            f"conversations are longer than {encode.max_length} tokens; one "
-            f"({worst['id']}) has {len(worst['input_ids'])}. Raise it, or set encode.too_long: drop."
+            f"conversations are longer than {encode.max_length} tokens, "
+            f"{worst['id']} has {len(worst['input_ids'])}. Raise it, or set encode.too_long: drop."
         )
     if not kept:
         raise stage.UserError(

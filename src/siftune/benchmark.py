@@ -68,7 +68,7 @@ def _loaded(tasks: TaskManager, names: list[str]) -> dict[str, Any]:
         ) from error
 
 
-class ChatModel(HFLM):  # type: ignore[misc]
+class ChatModel(HFLM):
     """lm-eval's transformers model, prompted and stopped as our models are trained."""
 
     def __init__(self, folder: Path, settings: Benchmark, *, system: str | None) -> None:

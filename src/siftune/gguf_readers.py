@@ -56,7 +56,7 @@ class TransformersReader:
         self._tokenizer = load_gguf_tokenizer(path)
         self._model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32
-        ).eval()  # type: ignore[no-untyped-call]
+        ).eval()
 
     def tokens(self, text: str) -> list[int]:
         """Token ids; special tokens in the text are recognised, none are added."""

@@ -42,7 +42,7 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         return tokenizer
     backend = _byte_level_bpe(reader)
     backend.pre_tokenizer = pre_tokenizer
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=metadata(reader, "tokenizer.chat_template"),
         model_max_length=metadata(
