@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def change(workspace: Path, section: str, **values) -> None:
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
+PROGRAMS = ("dvc ", "siftune ")
 SIZE = """# @package _global_
 data: {num_examples: 96}
 prepare: {validation: 0.1, test: 0.3}
@@ -150,13 +152,27 @@ def test_wrong_params_stop_before_anything_is_deleted(workspace, section, values
     assert sorted(str(path) for path in (workspace / "models").rglob("*")) == kept
 
 
-def test_another_learning_rate_runs_sft_and_what_follows(workspace):
-    output = ok(
-        workspace, "dvc", "exp", "run", "--name", "hot", "-S", "sft.learning_rate=0.01", "merge"
+def test_the_readmes_commands_show_what_a_user_wants_to_compare(workspace, readme_commands):
+    lines = [line for line in readme_commands(ROOT / "README.md") if line.startswith(PROGRAMS)]
+    outputs = {line: ok(workspace, *shlex.split(line)) for line in lines}
+    first, slower = (
+        "dvc exp run --name first",
+        "dvc exp run --name slower -S sft.learning_rate=5e-4",
     )
-    assert ran(output) == ["check", "sft", "merge"]
-    shown = ok(workspace, "dvc", "exp", "show", "--csv", "--only-changed")
-    assert "hot" in shown
-    assert "validation_loss" in shown
-    assert "sft.learning_rate" in ok(workspace, "dvc", "params", "diff", "--all")
-    assert "validation_loss" in ok(workspace, "dvc", "metrics", "diff", "--all")
+    assert ran(outputs[first]) == []
+    # Another learning rate runs sft and what follows, and nothing before.
+    assert ran(outputs[slower]) == ["check", *STAGES[STAGES.index("sft") :]]
+    assert "slower" in outputs["dvc exp show --only-changed"]
+    assert "validation_loss" in outputs["dvc metrics diff first slower"]
+    assert (workspace / "dvc_plots" / "index.html").exists()
+    assert "gsm8k_form/exact_match/strict-match" in outputs["siftune summary"]
+
+
+def test_one_changed_row_runs_prepare_and_nothing_before(workspace):
+    rows = (workspace / "data" / "raw" / "word-problems.jsonl").read_text()
+    (workspace / "mine.jsonl").write_text(rows)
+    compose = ("python", "-m", "siftune.presets", "data.source=local", "data.path=mine.jsonl")
+    ok(workspace, *compose)
+    assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["check", "fetch", "prepare"]
+    (workspace / "mine.jsonl").write_text(rows.replace(" has ", " owns ", 1))
+    assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["prepare"]
