@@ -33,9 +33,10 @@ lock: ## resolve pyproject.toml anew into containers/locks (needs uv)
 llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for running them
 	containers/llama.sh build
 
+ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 ui: .venv/ready ## MLflow on http://127.0.0.1:5000
-	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	mlflow server --workers 1 --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
-.venv/ready: containers/venv.sh containers/locks/stack.txt containers/locks/llama.txt pyproject.toml
+.venv/ready: containers/venv.sh containers/llama.sh $(wildcard containers/locks/*.txt) pyproject.toml
 	PYTHON=$(PYTHON) containers/venv.sh
 	touch $@

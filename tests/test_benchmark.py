@@ -105,6 +105,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         Path("pets.jsonl"),
         [
             {
+                "id": "pets",  # the same for all
                 "question": f"{number}: which barks?",
                 "choices": [" a cat", " a dob"],
                 "answer": right,

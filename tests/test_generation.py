@@ -1,7 +1,9 @@
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from siftune import chat, generation, models
 from siftune.config import Samples
@@ -49,6 +51,24 @@ def test_drawn_answers_come_from_the_seed(model, tokenizer, prompts):
     assert first != greedy
     # So little of the probability that only the likeliest token is left.
     assert generation.answers(model, tokenizer, prompts, replace(DRAWN, top_p=1e-6)) == greedy
+
+
+def test_every_token_can_be_drawn(model, tokenizer, prompts):
+    hot = replace(DRAWN, temperature=1000.0, max_new_tokens=1)
+    ids = tokenizer(prompts[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    likeliest = model(ids).logits[0, -1].topk(50).indices
+    drawn = generation.answers(model, tokenizer, prompts[:1] * 8, hot)
+    assert not set(drawn) <= {tokenizer.decode(token) for token in likeliest}
+
+
+def test_nothing_is_put_before_a_rendered_prompt(model, tokenizer, prompts):
+    eager = copy.deepcopy(tokenizer)
+    eager.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert eager("x")["input_ids"] == [0, *tokenizer("x")["input_ids"]]
+    expected = generation.answers(model, tokenizer, prompts, GREEDY)
+    assert generation.answers(model, eager, prompts, GREEDY) == expected
 
 
 def test_answers_end_where_the_model_stops(model, tokenizer, prompts, monkeypatch):

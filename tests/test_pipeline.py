@@ -134,6 +134,9 @@ def test_the_registered_model_is_loaded_by_name(workspace):
         ("sft", {"global_batch": 12}, "12 / 8 = 1.50"),
         ("data", {"source": "local", "path": "nowhere.jsonl"}, "nowhere.jsonl"),
         ("benchmark", {"tasks": ["gsm8k_from"]}, "gsm8k_form"),
+        ("register", {"metric": "acc"}, "register.metric: acc is of none of benchmark.tasks"),
+        ("sft", {"trainer": {"logging_step": 1}}, "sft.trainer.logging_step: trl.SFTConfig has no"),
+        ("gguf_check", {"limits": {}}, "gguf_check.limits"),
     ],
 )
 def test_wrong_params_stop_before_anything_is_deleted(workspace, section, values, message):

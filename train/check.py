@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from siftune import batches, config, files, llama_cpp, sources, stage
+from siftune import batches, config, files, gguf_limits, llama_cpp, sources, stage
 
 
 def main() -> None:
@@ -14,7 +14,13 @@ def main() -> None:
         global_batch=params.sft.global_batch, micro_batch=params.sft.micro_batch, world_size=1
     )
     llama_cpp.require(params.to_gguf.types)
+    gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
     require_tasks(params.benchmark.tasks)
+    require_metric(params.register.metric, params.benchmark.tasks)
+    # The last, because it takes seconds to import what knows TRL's options.
+    from siftune import training
+
+    training.sft_config(params.sft, num_accumulated=1, folder=Path("work"))
     # The same text whatever the params: the stages after this one must not run again for it.
     with files.published_file(Path("data/checked.txt")) as aside:
         aside.write_text("params.yaml is valid.\n", encoding="utf-8")
@@ -27,6 +33,14 @@ def require_tasks(names: list[str]) -> None:
         from siftune import benchmark
 
         benchmark.load_tasks(sorted(set(names) - ours))
+
+
+def require_metric(metric: str, tasks: list[str]) -> None:
+    if metric.partition("/")[0] not in tasks:
+        raise stage.UserError(
+            f"params.yaml: register.metric: {metric} is of none of benchmark.tasks: "
+            f"{', '.join(tasks)}. It is written TASK/METRIC or TASK/METRIC/FILTER."
+        )
 
 
 if __name__ == "__main__":
