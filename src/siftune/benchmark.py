@@ -59,7 +59,7 @@ def _loaded(tasks: TaskManager, names: list[str]) -> dict[str, Any]:
     except ConnectionError as error:
         raise UserError(
             f"params.yaml: benchmark.tasks: the data of {listed} is not on this disk, and the hub "
-            f"does not answer: {error}. Run `dvc repro benchmark` where there is one, with "
+            f"does not answer: {error}. Run `dvc repro benchmark` where the hub is in reach, with "
             f"HF_HOME on a disk that this machine sees. The tasks in {TASKS} need no hub."
         ) from None
     except (OSError, ImportError, ValueError) as error:
