@@ -162,7 +162,7 @@ def test_the_readmes_commands_show_what_a_user_wants_to_compare(workspace, readm
         "dvc exp run --name first",
         "dvc exp run --name slower -S sft.learning_rate=5e-4",
     )
-    assert ran(outputs[first]) == []
+    assert set(ran(outputs[first])) <= {"check"}  # which a refused run may have left undone
     # Another learning rate runs sft and what follows, and nothing before.
     assert ran(outputs[slower]) == ["check", *STAGES[STAGES.index("sft") :]]
     assert "slower" in outputs["dvc exp show --only-changed"]
