@@ -176,6 +176,6 @@ def test_one_changed_row_runs_prepare_and_nothing_before(workspace):
     (workspace / "mine.jsonl").write_text(rows)
     compose = ("python", "-m", "siftune.presets", "data.source=local", "data.path=mine.jsonl")
     ok(workspace, *compose)
-    assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["check", "fetch", "prepare"]
+    assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["check", "prepare"]
     (workspace / "mine.jsonl").write_text(rows.replace(" has ", " owns ", 1))
     assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["prepare"]
