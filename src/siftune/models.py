@@ -17,9 +17,8 @@ from siftune.config import Model
 from siftune.stage import UserError
 
 MANIFEST = Path("models/base.json")
-CONVERTED = Path(
-    "work/models"
-)  # GGUF sources in Hugging Face layout: made again when they are gone
+# GGUF sources in Hugging Face layout: made again when they are gone.
+CONVERTED = Path("work/models")
 
 
 def fetch_base(model: Model) -> dict[str, Any]:
