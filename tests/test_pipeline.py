@@ -163,8 +163,10 @@ def test_the_readmes_commands_show_what_a_user_wants_to_compare(workspace, readm
         "dvc exp run --name slower -S sft.learning_rate=5e-4",
     )
     assert set(ran(outputs[first])) <= {"check"}  # which a refused run may have left undone
-    # Another learning rate runs sft and what follows, and nothing before.
-    assert ran(outputs[slower]) == ["check", *STAGES[STAGES.index("sft") :]]
+    # Another learning rate runs sft and what follows, and nothing before. (Only what depends on
+    # the scores alone may stay: both models are random, and may answer alike.)
+    expected = ["check", *STAGES[STAGES.index("sft") :]]
+    assert ran(outputs[slower]) in (expected, [name for name in expected if name != "compare"])
     assert "slower" in outputs["dvc exp show --only-changed"]
     assert "validation_loss" in outputs["dvc metrics diff first slower"]
     assert (workspace / "dvc_plots" / "index.html").exists()
