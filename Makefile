@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check params lock llama ui
+.PHONY: help demo test check params lock llama cluster ui
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ lock: ## resolve pyproject.toml anew into containers/locks (needs uv)
 
 llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for running them
 	containers/llama.sh build
+
+cluster: ## a Debian root with llama.cpp under work/, for the tests against it (needs mmdebstrap and root)
+	tests/cluster/sid_root.sh llama.cpp-tools
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 ui: .venv/ready ## MLflow on http://127.0.0.1:5000

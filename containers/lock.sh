@@ -11,6 +11,9 @@ locks=containers/locks
 all=$(mktemp)
 trap 'rm -f "$all"' EXIT
 
+# What is locked stays, unless pyproject.toml asks for another version.
+cat "$locks/stack.txt" "$locks/torch-cuda.txt" >"$all"
+
 compile() { uv pip compile --quiet --generate-hashes --no-header --no-annotate --universal --python-version 3.11 "$@"; }
 
 # lm-eval prints with pytablewriter; left alone, the resolver takes a newer python-dateutil and a version of 2019.

@@ -13,9 +13,11 @@ def main() -> None:
 
     tasks = benchmark.load_tasks(params.benchmark.tasks)
     weights = {
-        "base": (models.base_folder(), files.read_json(models.MANIFEST)["sha256"]),
-        "tuned": (MERGED, provenance.digest(files.describe_folder(MERGED))),
+        "base": files.read_json(models.MANIFEST)["sha256"],
+        "tuned": provenance.digest(files.describe_folder(MERGED)),
     }
+    # The base is asked in the form that the tuned model learned.
+    folders = {"base": (models.base_folder(), models.TOKENIZER), "tuned": (MERGED, MERGED)}
     with tracking.stage("benchmark", "benchmark", "encode") as run:
         run.dataset(
             test := Path("data/prepared/test.jsonl"),
@@ -24,10 +26,11 @@ def main() -> None:
             context="test",
         )
         with files.published_folder(ANSWERS) as folder:
-            for name, (model, digest) in weights.items():
-                results = benchmark.evaluate(
-                    model, digest, tasks, params.benchmark, system=params.encode.system
+            for name, digest in weights.items():
+                model = benchmark.ChatModel(
+                    *folders[name], params.benchmark, system=params.encode.system
                 )
+                results = benchmark.evaluate(model, digest, tasks, params.benchmark)
                 files.write_jsonl(folder / f"{name}.jsonl", benchmark.items(results))
                 files.write_json(folder / "directions.json", benchmark.directions(results))
                 run.report(**{name: benchmark.metrics(results)})

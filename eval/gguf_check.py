@@ -2,24 +2,22 @@
 
 from pathlib import Path
 
-from siftune import config, files, gguf_limits, llama_cpp, stage, tracking
+from siftune import config, gguf_limits, llama_cpp, stage, tracking
 
 MERGED, GGUF = Path("models/merged"), Path("models/gguf")
 
 
 def main() -> None:
-    params = config.load("encode", "gguf_check")
-    from siftune import chat, gguf_fidelity, gguf_readers, models
+    params = config.load("data", "encode", "gguf_check")
+    from siftune import encoding, gguf_fidelity, gguf_readers, models
 
     ggufs = llama_cpp.gguf_files(GGUF)
     gguf_limits.require(list(ggufs), params.gguf_check.limits)
     tokenizer = models.load_tokenizer(MERGED)
-    records = list(files.read_jsonl(Path("data/prepared/test.jsonl")))
-    conversations = [
-        chat.encode(tokenizer, record["messages"], params.encode.system)
-        for record in records[: params.gguf_check.num_prompts]
-    ]
-    with tracking.stage("gguf_check", "encode", "gguf_check") as run:
+    how = encoding.how(tokenizer, params.encode, params.data.reasoning_tags)
+    test = Path("data/prepared/test.jsonl")
+    conversations = list(encoding.some(test, params.gguf_check.num_prompts, how))
+    with tracking.stage("gguf_check", "data", "encode", "gguf_check") as run:
         # In fp32 on every device: the reference must be finer than what it judges.
         model = models.load_model(MERGED).float()
         merged = gguf_fidelity.reference(model, tokenizer, conversations)

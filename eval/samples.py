@@ -9,19 +9,22 @@ MERGED, SAMPLES = Path("models/merged"), Path("data/samples.jsonl")
 
 def main() -> None:
     params = config.load("samples", "encode")
-    from siftune import chat, generation, models
+    from siftune import generation, models
+    from siftune.chat import conversation
 
     test = files.read_jsonl(Path("data/prepared/test.jsonl"))
     records = generation.spread(test, params.samples.num_prompts)
     conversations = [record["messages"] for record in records]
 
-    def ask(folder: Path) -> list[str]:
-        tokenizer = models.load_tokenizer(folder)
-        prompts = [chat.prompt_text(tokenizer, c, params.encode.system) for c in conversations]
-        return generation.answers(models.load_model(folder), tokenizer, prompts, params.samples)
+    def ask(folder: Path, tokenizer_folder: Path) -> list[str]:
+        tokenizer = models.load_tokenizer(tokenizer_folder)
+        system = params.encode.system
+        prompts = [conversation.prompt_text(tokenizer, turns, system) for turns in conversations]
+        model = models.load_model(folder, num_tokens=len(tokenizer))
+        return generation.answers(model, tokenizer, prompts, params.samples)
 
     with tracking.stage("samples", "samples", "encode") as run:
-        base, tuned = ask(models.base_folder()), ask(MERGED)
+        base, tuned = ask(models.base_folder(), models.TOKENIZER), ask(MERGED, MERGED)
         rows = [
             {
                 "id": record["id"],

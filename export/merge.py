@@ -8,20 +8,26 @@ ADAPTER, MERGED = Path("models/adapter"), Path("models/merged")
 
 
 def main() -> None:
-    params = config.load("encode", "merge")
-    from siftune import chat, merging, models
+    params = config.load("data", "encode", "merge")
+    from siftune import encoding, merging, models
 
     base = models.base_folder()
-    tokenizer = models.load_tokenizer(base)
-    records = list(files.read_jsonl(Path("data/prepared/test.jsonl")))[: params.merge.num_prompts]
+    tokenizer = models.load_tokenizer()
+    how = encoding.how(tokenizer, params.encode, params.data.reasoning_tags)
     rows = [
-        chat.encode(tokenizer, record["messages"], params.encode.system)["input_ids"]
-        for record in records
+        encoded.input_ids
+        for encoded in encoding.some(
+            Path("data/prepared/test.jsonl"), params.merge.num_prompts, how
+        )
     ]
-    with tracking.stage("merge", "encode", "merge") as run:
-        reference = merging.logits(merging.load_with_adapter(base, ADAPTER), rows)
+    with tracking.stage("merge", "data", "encode", "merge") as run:
+        num_tokens = len(tokenizer)
+        with_adapter = merging.load_with_adapter(base, ADAPTER, num_tokens=num_tokens)
+        reference = merging.logits(with_adapter, rows)
         with files.published_folder(MERGED) as folder:
-            merging.merge(base, ADAPTER).save_pretrained(folder)
+            merged = merging.merge(base, ADAPTER, num_tokens=num_tokens)
+            merging.stop_at(merged, tokenizer.eos_token_id)
+            merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             # What was written is measured, not what was in memory.
             measured = merging.distance(reference, merging.logits(models.load_model(folder), rows))

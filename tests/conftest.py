@@ -14,6 +14,8 @@ import pytest
 from siftune import stage
 
 os.environ.update(stage.QUIET_LIBRARIES | stage.NO_BARS)
+# Tests run side by side, one on each core: threads that wait for each other would spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +67,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(tiny_model: Path):
     from siftune import models
 
-    return models.load_tokenizer(tiny_model)
+    return models.read_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def encode_settings():
+    """The section encode: all answers, the model's own template, room enough."""
+    from siftune.config import Encode
+
+    return Encode(
+        template=None, system=None, train_on="all_answers", train_reasoning=True, max_length=512,
+        too_long="error", max_faulty=0.0,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -269,3 +282,114 @@ def lines(rows: list[dict]) -> str:
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+TRAINED_END = "<|im_end|>"
+# What the stages before the page of the data leave; texts of rows are as hostile as rows are.
+EVIL = "<script>console.error('not escaped')</script><img src=http://127.0.0.1:9/x.png>\u202e\x00"
+# id → parts of the row; one that ends with the stop token is trained
+TOKEN_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "aa11": ("<|im_start|>user\nHow much is 1+1?\n", f"2{TRAINED_END}", "\n"),
+        "aa22": ("<|im_start|>user\n床前明月光\x1b[2J 🙂\n", f"龘\n疑是地上霜{TRAINED_END}", "\n"),
+        "bb33": (f"<|im_start|>user\n{EVIL}\n", f"{EVIL}{'word' * 300}{TRAINED_END}", "\n"),
+        "cc44": (
+            "<|im_start|>user\nAgain and again. " + "A long story. " * 500,
+            f"ok{TRAINED_END}",
+        ),
+    },
+    "validation": {"dd55": ("<|im_start|>user\nHow much is 2+2?\n", f"4{TRAINED_END}", "\n")},
+}
+
+
+@pytest.fixture
+def encoded_data(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, as prepare and encode leave it."""
+    from siftune import tokens
+
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save_pretrained("models/tokenizer")
+    tokens.FOLDER.mkdir(parents=True)
+    for split, texts in TOKEN_ROWS.items():
+        rows = [(one, *labelled(tokenizer, *parts)) for one, parts in texts.items()]
+        with tokens.write(split, tokens.FOLDER) as out:
+            out.write_batch(tokens.batch(rows))
+        records = [{"id": one, "group": f"group of {one}"} for one in texts]
+        write(Path(f"data/prepared/{split}.jsonl"), lines(records))
+    write(Path("data/prepared/test.jsonl"), lines([{"id": "7e57", "group": "g"}]))
+    rejected = {"place": "raw.jsonl:3", "reason": "not JSON", "detail": "\x1b[2J", "row": "{"}
+    write(Path("data/prepared/rejected.jsonl"), lines([rejected]))
+    write(Path("data/prepared/facts.json"), json.dumps(PREPARED_FACTS))
+    write(Path("data/tokens/facts.json"), json.dumps(ENCODED_FACTS))
+    write(Path("metrics/prepare.json"), json.dumps(PREPARE_METRICS))
+    return tmp_path
+
+
+def labelled(tokenizer, *parts: str) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a row."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for part in parts:
+        piece = tokenizer(part, add_special_tokens=False)["input_ids"]
+        ids += piece
+        labels += piece if part.endswith(TRAINED_END) else [-100] * len(piece)
+    return ids, labels
+
+
+PREPARE_METRICS = {
+    "rows": {"in": 20, "kept": 14, "rejected": 6},
+    "rejected": {"not JSON": 4, "unknown role": 2},
+    "warnings": {"mojibake": 3},
+    "splits": {"train": 12, "validation": 2, "test": 0},
+    "num_groups": 14,
+}
+PREPARED_FACTS = {
+    "examples": {
+        "not JSON": [{"place": f"raw.jsonl:{n}", "detail": EVIL} for n in (3, 5, 8, 13)],
+        "unknown role": [{"place": "raw.jsonl:4", "detail": "lone \ud800", "text": EVIL}],
+        "mojibake": [{"place": "raw.jsonl:7", "text": "cafÃ© " + EVIL, "repaired": "café " + EVIL}],
+    },
+    "phrases": [
+        {"phrase": "參考答案", "answers": 3, "share": 0.25, "example": EVIL, "suspicious": True},
+        {"phrase": EVIL, "answers": 2, "share": 0.16, "example": "e" * 900, "suspicious": False},
+    ],
+    "variants": [{"found": "爲", "standard": "為", "count": 31}],
+    "scripts": {"traditional": 0.2, "simplified": 0.0, "han": 0.4, "latin": 0.3, "other": 0.1},
+    "near_duplicates": [{"place": EVIL, "first": "raw.jsonl:1", "similarity": 0.953}],
+    "leaks": [{"place": "raw.jsonl:9", "shares_with": EVIL, "words": "thirteen " * 13}],
+}
+ENCODED_FACTS = {
+    "template": {"name": "own", "sha256": "c0ffee" + "1d" * 29, "stop_tokens": [TRAINED_END]},
+    "splits": {
+        split: {
+            "rows": rows,
+            "kept": rows - 2,
+            "cut": 1,
+            "dropped": 1,
+            "faulty": 1,
+            "tokens": 800 * rows,
+            "trained_tokens": 200 * rows,
+            "trained_share": 0.25,
+            "longest": 2048,
+            "shared_prefix": 3,
+        }
+        for split, rows in (("train", 12), ("validation", 4))
+    },
+    "histograms": {
+        split: {kind: {"8": 3, "16": 5} for kind in ("prompt", "answer", "total")}
+        for split in ("train", "validation")
+    },
+    "bin": 8,
+    "cut": [
+        {"id": "cc44", "split": "train", "tokens": 9000, "kept_tokens": 2048, "rule": "cut_answer"}
+    ],
+    "dropped": [{"id": "ee66", "split": "train", "tokens": 5000}],
+    "faulty": [{"id": "ff77", "split": "train", "reason": "two BOS", "detail": ""}],
+    "worst": [{"id": "cc44", "split": "train", "why": "trains 2 of 2,048 tokens"}],
+    "shown": [
+        {"id": one, "split": split, "why": "random"}
+        for split, texts in TOKEN_ROWS.items()
+        for one in texts
+        if one != "cc44"
+    ],
+}

@@ -10,7 +10,8 @@ import yaml
 from lm_eval.api.model import LM
 from tokenizers.processors import TemplateProcessing
 
-from siftune import benchmark, chat, files, models
+from siftune import benchmark, files, models
+from siftune.chat import conversation
 from siftune.config import Benchmark
 from siftune.stage import UserError
 
@@ -121,7 +122,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 def evaluate(folder: Path = Path(), *, system: str | None = None, **changes) -> dict:
     settings = replace(SETTINGS, **changes)
     tasks = benchmark.load_tasks(settings.tasks)
-    return benchmark.evaluate(folder, "sha", tasks, settings, system=system)
+    model = benchmark.ChatModel(folder, folder, settings, system=system)
+    return benchmark.evaluate(model, "sha", tasks, settings)
 
 
 def test_the_local_task_scores_as_lm_evals_gsm8k():
@@ -206,7 +208,7 @@ def test_a_perplexity_is_reported_but_its_items_have_no_score(data, monkeypatch)
 def test_prompts_are_those_that_training_ended_with(tiny_model, tokenizer, data):
     rows = list(benchmark.items(evaluate(tiny_model, system="Be brief.", limit=2)))
     assert [row["prompt"] for row in rows] == [
-        chat.prompt_text(tokenizer, record["messages"], "Be brief.") for record in data[:2]
+        conversation.prompt_text(tokenizer, record["messages"], "Be brief.") for record in data[:2]
     ]
 
 
@@ -214,13 +216,13 @@ def test_prompts_are_those_that_training_ended_with(tiny_model, tokenizer, data)
 def eager_model(tiny_model, tokenizer, tmp_path) -> Path:
     """A model whose tokenizer begins every text with a token that its template does not write."""
     folder = shutil.copytree(tiny_model, tmp_path / "eager")
-    eager = models.load_tokenizer(folder)
+    eager = models.read_tokenizer(folder)
     eager.bos_token = "<|endoftext|>"
     eager.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     eager.save_pretrained(folder)
-    assert models.load_tokenizer(folder)("x")["input_ids"] == [0, *tokenizer("x")["input_ids"]]
+    assert models.read_tokenizer(folder)("x")["input_ids"] == [0, *tokenizer("x")["input_ids"]]
     return folder
 
 
@@ -240,7 +242,7 @@ def test_the_model_gets_the_tokens_of_its_prompt_and_stops_where_it_should(
     monkeypatch.setattr(benchmark.HFLM, "_model_generate", spy)
     evaluate(request.getfixturevalue(folder), limit=1)
     [(context, mask, room)] = calls
-    prompt = chat.prompt_text(tokenizer, data[0]["messages"])
+    prompt = conversation.prompt_text(tokenizer, data[0]["messages"])
     assert context[0].tolist() == tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert mask.all()
     assert room == SETTINGS.max_new_tokens
@@ -266,7 +268,8 @@ def test_what_was_answered_is_not_asked_again(tiny_model, data, monkeypatch):
         asked.clear()
         settings = replace(SETTINGS, tasks=both, **changes)
         tasks = benchmark.load_tasks(both)
-        results = benchmark.evaluate(tiny_model, weights, tasks, settings, system=None)
+        model = benchmark.ChatModel(tiny_model, tiny_model, settings, system=None)
+        results = benchmark.evaluate(model, weights, tasks, settings)
         answers.append([row["answer"] for row in benchmark.items(results)])
         return sum(asked)
 

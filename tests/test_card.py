@@ -55,7 +55,7 @@ def test_only_hub_ids_are_taken_for_hub_ids(source: str, expected: str | None) -
 
 
 def test_hub_sources_are_linked(finished_run: Path) -> None:
-    text = render(model={"source": "org/model"}, data={"source": "hub:org/data"})
+    text = render(model={"source": "org/model"}, data={"sources": [{"source": "hub:org/data"}]})
     data = ModelCard(text).data
     assert (data.base_model, data.datasets) == ("org/model", ["org/data"])
 

@@ -56,11 +56,13 @@ def f16(merged_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def merged(merged_folder):
-    from siftune import chat, gguf_fidelity, models
+def merged(merged_folder, encode_settings):
+    from siftune import gguf_fidelity, models
+    from siftune.chat import masking
 
-    tokenizer = models.load_tokenizer(merged_folder)
-    conversations = [chat.encode(tokenizer, messages) for messages in MESSAGES]
+    tokenizer = models.read_tokenizer(merged_folder)
+    records = [{"messages": messages} for messages in MESSAGES]
+    conversations = masking.encode(tokenizer, records, encode_settings, ("<think>", "</think>"))
     return gguf_fidelity.reference(models.load_model(merged_folder), tokenizer, conversations)
 
 

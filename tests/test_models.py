@@ -46,10 +46,35 @@ def test_pickled_weights_are_refused(base):
         fetch(base)
 
 
-def test_a_model_without_a_chat_template_is_refused(base):
+def test_a_model_without_a_chat_template_may_get_one_later(base):
     (base / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="no chat template"):
-        fetch(base)
+    assert fetch(base)["chat_template_sha256"] is None
+
+
+def test_another_template_than_the_one_of_training_is_refused(base):
+    shutil.copytree(base, models.TOKENIZER)
+    assert models.load_tokenizer(base).chat_template
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# swapped #}")
+    with pytest.raises(UserError, match="is not the one that the model was trained with"):
+        models.load_tokenizer(base)
+
+
+def test_new_tokens_begin_as_the_mean_of_all(base):
+    before = models.load_model(base)
+    num_tokens = before.get_input_embeddings().num_embeddings
+    after = models.load_model(base, num_tokens=num_tokens + 2)
+    rows = after.get_input_embeddings().weight
+    mean = before.get_input_embeddings().weight.mean(dim=0)
+    assert rows.shape[0] == after.get_output_embeddings().weight.shape[0] == num_tokens + 2
+    torch.testing.assert_close(rows[-1], mean)
+    torch.testing.assert_close(rows[:num_tokens], before.get_input_embeddings().weight)
+
+
+def test_a_model_stops_where_its_tokenizer_or_its_settings_say(base, tokenizer):
+    assert models.stop_token_ids(base) == {tokenizer.eos_token_id}
+    files.write_json(base / "generation_config.json", {"eos_token_id": [0, 7]})
+    assert models.stop_token_ids(base) == {tokenizer.eos_token_id, 0, 7}
 
 
 def test_models_are_loaded_for_evaluation_in_the_devices_dtype(base):

@@ -132,7 +132,8 @@ def test_the_registered_model_is_loaded_by_name(workspace):
         ("sft", {"learning_rat": 1}, "sft.learning_rat: unknown key. Valid keys: seed"),
         ("sft", {"learning_rate": "1e-4"}, "sft.learning_rate"),
         ("sft", {"global_batch": 12}, "12 / 8 = 1.50"),
-        ("data", {"source": "local", "path": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("data", {"sources": [{"source": "local"}], "path": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("encode", {"template": "chatm"}, "encode.template: there is no template 'chatm'"),
         ("benchmark", {"tasks": ["gsm8k_from"]}, "gsm8k_form"),
         ("register", {"metric": "acc"}, "register.metric: acc is of none of benchmark.tasks"),
         ("sft", {"trainer": {"logging_step": 1}}, "sft.trainer.logging_step: trl.SFTConfig has no"),
@@ -145,14 +146,23 @@ def test_wrong_params_stop_before_anything_is_deleted(workspace, section, values
     change(workspace, section, **values)
     try:
         done = command(workspace, "dvc", "repro")
+    finally:
+        (workspace / "params.yaml").write_text(before)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert sorted(str(path) for path in (workspace / "models").rglob("*")) == kept
+
+
+def test_a_wrong_param_ends_a_stage_with_the_code_for_do_not_retry(workspace):
+    before = (workspace / "params.yaml").read_text()
+    change(workspace, "sft", learning_rat=1)
+    try:
         direct = command(workspace, "python", "-P", "train/check.py")
     finally:
         (workspace / "params.yaml").write_text(before)
     assert direct.returncode == 78
-    assert message in direct.stderr
     assert "Traceback" not in direct.stderr
-    assert done.returncode != 0
-    assert sorted(str(path) for path in (workspace / "models").rglob("*")) == kept
 
 
 def test_the_readmes_commands_show_what_a_user_wants_to_compare(workspace, readme_commands):
@@ -176,7 +186,8 @@ def test_the_readmes_commands_show_what_a_user_wants_to_compare(workspace, readm
 def test_one_changed_row_runs_prepare_and_nothing_before(workspace):
     rows = (workspace / "data" / "raw" / "word-problems.jsonl").read_text()
     (workspace / "mine.jsonl").write_text(rows)
-    compose = ("python", "-m", "siftune.presets", "data.source=local", "data.path=mine.jsonl")
+    local = "data.sources=[{source: local, columns: {group: group}}]"
+    compose = ("python", "-m", "siftune.presets", local, "data.path=mine.jsonl")
     ok(workspace, *compose)
     assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["check", "prepare"]
     (workspace / "mine.jsonl").write_text(rows.replace(" has ", " owns ", 1))

@@ -1,4 +1,4 @@
-"""The report in a real browser; skipped where there is none."""
+"""The report and the page of the data in a real browser; skipped where there is none."""
 
 import fcntl
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from siftune import config, report
+from siftune.proof import page as proof_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -142,6 +143,38 @@ def contrast(browser: Browser, *names: str) -> float:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
         light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
     return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+def test_a_browser_opens_the_page_of_the_data_without_an_error(
+    browser: Browser, encoded_data: Path
+) -> None:
+    page = encoded_data / "data.html"
+    page.write_text(proof_page.render(), encoding="utf-8")
+    for width, scheme in ((1180, "light"), (360, "dark")):
+        browser.open(page, width=width, scheme=scheme)
+        browser.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert browser.console() == []
+        assert browser.requests() == [page.as_uri()]
+        assert browser.evaluate("document.querySelectorAll('.row').length") == 5
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        for colour, ground in (("ink", "fill"), ("muted", "fill"), ("tuned", "tuned-soft")):
+            assert contrast(browser, colour, ground) >= 4.5, (scheme, colour, ground)
+        assert contrast(browser, "line", "surface") >= 2.5
+
+
+def test_what_is_trained_is_seen_without_colours(browser: Browser, encoded_data: Path) -> None:
+    page = encoded_data / "data.html"
+    page.write_text(proof_page.render(), encoding="utf-8")
+    browser.open(page, width=1180, scheme="light")
+    lines = {
+        selector: browser.evaluate(
+            f"getComputedStyle(document.querySelector('.tokens {selector}')).borderBottomStyle"
+        )
+        for selector in ("mark.run i", "span.run i:not([class])")
+    }
+    assert lines == {"mark.run i": "solid", "span.run i:not([class])": "dotted"}
+    beside = "getComputedStyle(document.querySelector('mark.run'), '::before').content"
+    assert browser.evaluate(beside) == '" [trained] "'
 
 
 def test_the_browser_would_see_an_error_and_a_request(browser: Browser, tmp_path: Path) -> None:

@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 
 from siftune import files, sources
-from siftune.config import Data
+from siftune.config import Data, Source
 from siftune.stage import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = Data(
-    name="d", source="generate:word-problems", revision=None, path="data/raw", prompt="question",
-    response="answer", group="group", num_examples=8, seed=1,
+    name="d", path="data/raw", sources=[Source(source="generate:word-problems")],
+    reasoning_tags=["<think>", "</think>"], num_examples=8, seed=1,
 )  # fmt: skip
+
+
+def data_from(source: str, **changes) -> Data:
+    return replace(DATA, sources=[Source(source=source)], **changes)
+
+
 CHECKED = {"model_source": ".", "model_revision": None}
 
 
@@ -142,36 +148,45 @@ def test_a_model_that_is_not_there_is_named(source, revision, message):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("data", "message"),
     [
-        ({"source": "hub:a/b"}, r"data\.revision: .* needs one"),
+        (data_from("hub:a/b"), r"data\.sources\.revision: .* needs one"),
         (
-            {"source": "local", "path": "nowhere.jsonl"},
+            data_from("local", path="nowhere.jsonl"),
             r"data\.path: nowhere\.jsonl does not exist",
         ),
         (
-            {"path": "other"},
+            replace(DATA, path="other"),
             r"data\.path is other, but generate:word-problems is fetched into data/raw",
+        ),
+        (
+            replace(DATA, sources=[*DATA.sources, Source(source="local")], path="."),
+            r"data\.path is \., but generate:word-problems is fetched",
         ),
     ],
 )
-def test_data_is_checked_before_the_queue(changes, message, tmp_path):
+def test_data_is_checked_before_the_queue(data, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        sources.check(**CHECKED, data=replace(DATA, **changes))
+        sources.check(**CHECKED, data=data)
+
+
+def test_several_fetched_sources_get_a_folder_each(tmp_path):
+    sources.fetch_data(replace(DATA, sources=DATA.sources * 2), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("data", "message"),
     [
-        ({"source": "generate:poems"}, "no generator 'poems'. Valid: word-problems"),
-        ({"source": "ftp:x"}, r"none of generate:word-problems, hub:ORG/NAME"),
-        ({"num_examples": None}, r"data\.num_examples: say how many"),
-        ({"num_examples": 10**6}, r"data\.num_examples: only \d+ different problems"),
+        (data_from("generate:poems"), "no generator 'poems'. Valid: word-problems"),
+        (data_from("ftp:x"), r"none of generate:word-problems, hub:ORG/NAME"),
+        (replace(DATA, num_examples=None), r"data\.num_examples: say how many"),
+        (replace(DATA, num_examples=10**6), r"data\.num_examples: only \d+ different problems"),
     ],
 )
-def test_data_that_cannot_be_made_is_an_error(changes, message, tmp_path):
+def test_data_that_cannot_be_made_is_an_error(data, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        sources.fetch_data(replace(DATA, **changes), tmp_path)
+        sources.fetch_data(data, tmp_path)
 
 
 def test_generated_data_is_the_seeds(tmp_path):

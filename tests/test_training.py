@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 
-from siftune import chat, config, models, training, word_problems
+from siftune import config, models, tokens, training, word_problems
+from siftune.chat import masking
 from siftune.stage import UserError
 
 SFT = config.Sft(
@@ -30,36 +30,47 @@ class Sink:
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory, tokenizer) -> Path:
+def encoded(tmp_path_factory, tokenizer, encode_settings) -> Path:
     folder = tmp_path_factory.mktemp("tokens")
     problems = list(word_problems.make(num_problems=40, seed=1))
     for split, part in (("train", problems[:32]), ("validation", problems[32:])):
-        rows = [
-            chat.encode(
-                tokenizer,
-                [
+        records = [
+            {
+                "messages": [
                     {"role": "user", "content": problem.question},
                     {"role": "assistant", "content": problem.answer},
-                ],
-            )
+                ]
+            }
             for problem in part
         ]
-        Dataset.from_list(rows).save_to_disk(folder / split)
+        rows = masking.encode(tokenizer, records, encode_settings, ("<think>", "</think>"))
+        with tokens.write(split, folder) as out:
+            out.write_batch(tokens.batch([(str(n), *row) for n, row in enumerate(rows)]))
     return folder
 
 
 @pytest.fixture
-def train(tiny_model, tokenizer, tokens, tmp_path):
-    def run(sft: config.Sft):
+def make(tiny_model, tokenizer, encoded, tmp_path):
+    def trainer(sft: config.Sft):
         curve = training.LearningCurve(Sink(), examples_per_step=sft.global_batch)
-        trainer = training.make_trainer(
+        made = training.make_trainer(
             models.load_model(tiny_model),
             tokenizer,
             sft=sft,
-            tokens=tokens,
+            encoded=encoded,
+            num_new_tokens=0,
             curve=curve,
             folder=tmp_path,
         )
+        return made, curve
+
+    return trainer
+
+
+@pytest.fixture
+def train(make):
+    def run(sft: config.Sft):
+        trainer, curve = make(sft)
         trainer.train()
         return trainer, curve
 
@@ -95,15 +106,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(train):
     assert largest_difference(adapter(first), adapter(third)) > 0.0
 
 
-def test_the_loss_is_the_models_own_over_the_trained_tokens(train, tiny_model, tokens):
+def test_the_loss_is_the_models_own_over_the_trained_tokens(train, tiny_model, encoded):
     _, curve = train(replace(SFT, learning_rate=1e-12))
     model = models.load_model(tiny_model)
     total = num_trained = 0.0
-    for row in Dataset.load_from_disk(str(tokens / "validation")):
+    for row in tokens.read("validation", encoded):
         labels = torch.tensor([row["labels"]])
         with torch.no_grad():
             loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss
-        count = (labels != chat.IGNORED).sum().item()
+        count = (labels != masking.IGNORED).sum().item()
         total, num_trained = total + loss.item() * count, num_trained + count
     assert curve.last("validation_loss") == pytest.approx(total / num_trained, rel=1e-4)
 

@@ -17,8 +17,11 @@ def main() -> None:
     gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
     require_tasks(params.benchmark.tasks)
     require_metric(params.register.metric, params.benchmark.tasks)
-    # The last, because it takes seconds to import what knows TRL's options.
+    # The last, because it takes seconds to import what knows TRL's options and templates.
     from siftune import training
+    from siftune.chat import templates
+
+    templates.require(params.encode.template)
 
     training.sft_config(params.sft, num_accumulated=1, folder=Path("work"))
     # The same text whatever the params: the stages after this one must not run again for it.

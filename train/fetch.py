@@ -19,7 +19,10 @@ def main() -> None:
         files.write_json(models.MANIFEST, base)
         files.write_json(
             Path("data/raw.json"),
-            {"source": params.data.source, "revision": params.data.revision, "files": raw},
+            {
+                "sources": [[one.source, one.revision] for one in params.data.sources],
+                "files": raw,
+            },
         )
         run.artifact(models.MANIFEST)
         run.report(model=_size(base["files"]), data=_size(raw))

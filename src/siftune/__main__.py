@@ -1,17 +1,48 @@
-"""The command line: `siftune summary` (or `python -m siftune summary`) in the repository's root."""
+"""The command line: `siftune COMMAND` (or `python -m siftune COMMAND`) in the repository's root."""
 
 import argparse
+from collections.abc import Callable
 
-from siftune import stage, summary
+from siftune import stage
 
 
 def main() -> None:
     """Run the command that was named."""
     parser = argparse.ArgumentParser(prog="siftune", description="Fine-tune a language model.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    commands.add_parser("summary", help="base against tuned, what it cost, where the report is")
-    parser.parse_args()
-    stage.run(summary.main)
+    summary = commands.add_parser(
+        "summary", help="base against tuned, what it cost, where the report is"
+    )
+    summary.set_defaults(run=_summary)
+    data = commands.add_parser("data", help="which tokens are trained")
+    data_commands = data.add_subparsers(required=True, metavar="command")
+    show = data_commands.add_parser("show", help="rows in this terminal")
+    show.add_argument("ids", nargs="+", metavar="ID", help="an id, or its beginning")
+    show.set_defaults(run=_show)
+    page = data_commands.add_parser("page", help="rows as a page, with all facts about the data")
+    page.add_argument("ids", nargs="*", metavar="ID", help="a row to show first")
+    page.set_defaults(run=_page)
+    arguments = parser.parse_args()
+    run: Callable[[argparse.Namespace], None] = arguments.run
+    stage.run(lambda: run(arguments))
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from siftune import summary
+
+    summary.main()
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from siftune.proof import terminal
+
+    terminal.show(arguments.ids)
+
+
+def _page(arguments: argparse.Namespace) -> None:
+    from siftune.proof import page
+
+    page.write(arguments.ids)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from siftune import chat, files, generation, models, provenance
+from siftune import files, generation, models, provenance
+from siftune.chat import conversation
 from siftune.config import Benchmark
 from siftune.stage import UserError
 
@@ -71,8 +72,11 @@ def _loaded(tasks: TaskManager, names: list[str]) -> dict[str, Any]:
 class ChatModel(HFLM):
     """lm-eval's transformers model, prompted and stopped as our models are trained."""
 
-    def __init__(self, folder: Path, settings: Benchmark, *, system: str | None) -> None:
-        model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    def __init__(
+        self, folder: Path, tokenizer_folder: Path, settings: Benchmark, *, system: str | None
+    ) -> None:
+        tokenizer = models.load_tokenizer(tokenizer_folder)
+        model = models.load_model(folder, num_tokens=len(tokenizer))
         model.generation_config.eos_token_id = generation.stop_token_ids(model, tokenizer)
         with _quiet("lm_eval.models.huggingface"):
             super().__init__(
@@ -88,14 +92,12 @@ class ChatModel(HFLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The prompt as text, behind the system message that training used."""
-        messages = chat.with_system(chat_history, self._system)
+        messages = conversation.with_system(chat_history, self._system)
         return str(super().apply_chat_template(messages, add_generation_prompt))
 
 
-def evaluate(
-    folder: Path, weights: str, tasks: TaskManager, settings: Benchmark, *, system: str | None
-) -> Results:
-    """Answer and score all tasks with the model in `folder`.
+def evaluate(model: ChatModel, weights: str, tasks: TaskManager, settings: Benchmark) -> Results:
+    """Answer and score all tasks.
 
     Every answer is kept at once, by model, way of computing and the request's text: an interrupted
     run goes on where it was, and a model that did not change is not asked again.
@@ -106,7 +108,6 @@ def evaluate(
     Returns:
         What lm-eval returns, samples included.
     """
-    model = ChatModel(folder, settings, system=system)
     if settings.max_new_tokens >= model.max_length:
         raise UserError(
             f"params.yaml: benchmark.max_new_tokens is {settings.max_new_tokens}, but the model "
@@ -211,7 +212,7 @@ def _name(metric: str, filter_name: str) -> str:
 
 def _way_of_computing(weights: str, settings: Benchmark) -> str:
     """What decides an answer and is not in the text of its request."""
-    modules = [files.sha256(Path(str(m.__file__))) for m in (chat, generation, models)]
+    modules = [files.sha256(Path(str(m.__file__))) for m in (conversation, generation, models)]
     return provenance.digest(
         {
             "weights": weights,

@@ -42,7 +42,10 @@ def metadata(params: dict[str, Any], comparisons: list[results.Comparison]) -> M
         base_model=hub_id(params["model"]["source"]) or params["model"]["name"],
         # GGUF files beside the weights would make the hub guess "quantized".
         base_model_relation="finetune",
-        datasets=[hub_id(params["data"]["source"].removeprefix("hub:")) or params["data"]["name"]],
+        datasets=[
+            hub_id(one["source"].removeprefix("hub:")) or params["data"]["name"]
+            for one in params["data"]["sources"]
+        ],
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["siftune", "sft", "lora"],

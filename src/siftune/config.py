@@ -1,10 +1,10 @@
 """params.yaml, checked: a frozen dataclass a section; a key too many or too few is an error."""
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -33,36 +33,67 @@ class Model:
     license: str
 
 
+RowFormat = Literal[
+    "auto", "alpaca", "input-output", "sharegpt", "messages", "columns", "text", "preference",
+    "problems",
+]  # fmt: skip
+Column = Literal[
+    "prompt", "input", "response", "system", "history", "reasoning", "messages", "tools", "text",
+    "chosen", "rejected", "answer", "group",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Source:
+    """One of the data sets that are mixed; only `source` has no default."""
+
+    source: str  # generate:name | hub:id | modelscope:id | local
+    revision: str | None = None  # of a hub
+    files: str = "**"  # glob below data.path (local), or in the fetched data set
+    split: Literal["train", "validation", "test"] | None = None  # null: by file name, else by hash
+    format: RowFormat = "auto"
+    columns: dict[Column, str] = field(default_factory=dict)  # where the rows' own names differ
+    weight: Annotated[float, Field(gt=0.0)] = 1.0  # copies of each training row; 0.5: every second
+    num_examples: Positive | None = None  # of this source; null: all
+
+
 @dataclass(frozen=True, config=_STRICT)
 class Data:
-    """The raw records: where they come from and which columns hold what."""
+    """The raw records: where they come from, and how their rows are read."""
 
     name: Name
-    source: str  # generate:name | hub:id | modelscope:id | local
-    revision: str | None
     path: str  # what prepare reads: data/raw, where fetch puts it, or the user's own file or folder
-    prompt: str  # column of the question
-    response: str  # column of the answer
-    group: str | None  # column whose rows stay in one split; null: the question itself
-    num_examples: Positive | None
+    sources: Annotated[list[Source], Field(min_length=1)]
+    reasoning_tags: Annotated[list[str], Field(min_length=2, max_length=2)]
+    num_examples: Positive | None  # of all sources together, drawn by the seed; null: all
     seed: NotNegative
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Prepare:
-    """The split, by group; what is left is for training."""
+    """What makes a row unfit, and the split by group; what is left is for training."""
 
     validation: Share
     test: Share
+    max_faulty: Share  # of the rows; more, and the stage fails
+    near_duplicates: Share | None  # reject from this similarity on; null: do not look
+    leak_words: Positive | None  # reject training rows that share so many words with a test row
+    held_out: list[str]  # files of benchmark items that no training row may contain
+    repair_mojibake: bool
+    variants: Literal["taiwan", "hongkong"] | None  # normalise 爲 → 為 as there; null: leave
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Encode:
-    """From messages to tokens."""
+    """From messages to tokens, and which of them the loss looks at."""
 
-    max_length: Positive
-    too_long: Literal["error", "drop"]
+    template: str | None  # null: the model's own; a name of chat/jinja; a .jinja file
     system: str | None  # put before conversations that have no system message
+    train_on: Literal["all_answers", "last_answer"]
+    train_reasoning: bool  # false: the text between data.reasoning_tags is read, not learned
+    max_length: Positive
+    too_long: Literal["error", "drop", "cut_first_turns", "cut_answer"]
+    max_faulty: Share  # of the rows that the template or tokenizer may refuse
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -266,9 +297,10 @@ def _explain(section: str, detail: Any) -> str:
 def _owner(section: type, path: tuple[Any, ...]) -> type:
     owner = section
     for name in path:
-        inner = [f.type for f in fields(owner) if f.name == name]
-        if inner and is_dataclass(inner[0]) and isinstance(inner[0], type):
-            owner = inner[0]
+        for inner in [f.type for f in fields(owner) if f.name == name]:
+            # Of a list (data.sources), the class of its entries.
+            found = [inner, *(part for one in get_args(inner) for part in (one, *get_args(one)))]
+            owner = next((c for c in found if isinstance(c, type) and is_dataclass(c)), owner)
     return owner
 
 

@@ -9,7 +9,8 @@ from gguf import GGUFReader
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from siftune import chat, merging
+from siftune import merging
+from siftune.chat.masking import IGNORED, Encoded
 from siftune.gguf_readers import Reader
 from siftune.gguf_strings import probe_strings
 from siftune.gguf_tokenizer import metadata
@@ -33,13 +34,13 @@ class Reference:
 def reference(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[dict[str, list[int]]],
+    conversations: Sequence[Encoded],
 ) -> Reference:
-    """What the merged model says on conversations that `chat.encode` made."""
-    ids = [conversation["input_ids"] for conversation in conversations]
+    """What the merged model says on encoded conversations."""
+    ids = [encoded.input_ids for encoded in conversations]
     rows = [
-        [index - 1 for index, label in enumerate(conversation["labels"]) if label != chat.IGNORED]
-        for conversation in conversations
+        [index - 1 for index, label in enumerate(encoded.labels) if label != IGNORED]
+        for encoded in conversations
     ]
     logits = [all_of[some] for all_of, some in zip(merging.logits(model, ids), rows, strict=True)]
     stop = model.generation_config.eos_token_id

@@ -6,28 +6,34 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from siftune.models import device, load_model
 
 Logits = list[Tensor]  # one [positions, vocabulary] a prompt
 
 
-def load_with_adapter(base: Path, adapter: Path) -> PeftModel:
-    """Base and adapter side by side, not merged."""
-    return PeftModel.from_pretrained(load_model(base), str(adapter)).eval()
+def load_with_adapter(base: Path, adapter: Path, *, num_tokens: int) -> PeftModel:
+    """Base and adapter side by side, not merged; `num_tokens` as for `models.load_model`."""
+    return PeftModel.from_pretrained(load_model(base, num_tokens=num_tokens), str(adapter)).eval()
 
 
-def merge(base: Path, adapter: Path) -> PreTrainedModel:
+def merge(base: Path, adapter: Path, *, num_tokens: int) -> PreTrainedModel:
     """Base + adapter as one model in the base's own dtype; the sum itself is made in fp32."""
-    stored = AutoModelForCausalLM.from_pretrained(
-        base, dtype="auto", use_safetensors=True, trust_remote_code=False
-    )
+    stored = load_model(base, num_tokens=num_tokens, dtype="auto").cpu()
     dtype = stored.dtype
     merged = PeftModel.from_pretrained(stored.float(), str(adapter)).merge_and_unload(
         safe_merge=True
     )
     return merged.to(dtype)
+
+
+def stop_at(model: PreTrainedModel, token_id: int) -> None:
+    """Let generation end at `token_id`, besides where the base already ends."""
+    known = model.generation_config.eos_token_id
+    stops = known if isinstance(known, list) else [known]
+    if token_id not in stops:
+        model.generation_config.eos_token_id = [token_id, *(stop for stop in stops if stop)]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -17,6 +18,8 @@ from siftune.config import Model
 from siftune.stage import UserError
 
 MANIFEST = Path("models/base.json")
+# The tokenizer with the one chat template, as encode wrote it for all that comes after.
+TOKENIZER = Path("models/tokenizer")
 # GGUF sources in Hugging Face layout: made again when they are gone.
 CONVERTED = Path("work/models")
 
@@ -38,7 +41,7 @@ def fetch_base(model: Model) -> dict[str, Any]:
             f"params.yaml: model.source: {model.source} has no .safetensors file. Pickled weights "
             "run code when they are loaded: convert them, or choose a revision with safetensors."
         )
-    template = load_tokenizer(folder).chat_template
+    template = read_tokenizer(folder).chat_template
     return {
         "name": model.name,
         "source": model.source,
@@ -46,7 +49,7 @@ def fetch_base(model: Model) -> dict[str, Any]:
         "license": model.license,
         "files": described,
         "sha256": provenance.digest(described),
-        "chat_template_sha256": provenance.digest(template),
+        "chat_template_sha256": provenance.digest(template) if template else None,
     }
 
 
@@ -67,26 +70,64 @@ def base_folder() -> Path:
     return folder
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """The model in this device's dtype, for evaluation; safetensors only, no code of the folder."""
+def load_model(
+    folder: Path, *, num_tokens: int = 0, dtype: torch.dtype | str | None = None
+) -> PreTrainedModel:
+    """The model in this device's dtype, for evaluation; safetensors only, no code of the folder.
+
+    Args:
+        num_tokens: of the tokenizer; a model with fewer gets rows for the new ones.
+    """
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=device_dtype(), use_safetensors=True, trust_remote_code=False
+        folder, dtype=dtype or device_dtype(), use_safetensors=True, trust_remote_code=False
     )
+    _make_room(model, num_tokens)
     return model.to(device()).eval()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, which must have a chat template.
+def _make_room(model: PreTrainedModel, num_tokens: int) -> None:
+    """New tokens begin as the mean of all others, in every stage alike, without a dice."""
+    old = model.get_input_embeddings().num_embeddings
+    if num_tokens <= old:
+        return
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    with torch.no_grad():
+        for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            layer.weight[old:] = layer.weight[:old].float().mean(dim=0).to(layer.weight.dtype)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, with or without a chat template."""
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_tokenizer(folder: Path = TOKENIZER) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder that a stage has written.
 
     Raises:
-        UserError: it has none, so nobody knows how a conversation is written for this model.
+        UserError: its chat template is not the one that encode wrote the training text with.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"The tokenizer of {folder} has no chat template: choose an instruct model."
-        )
+    tokenizer = read_tokenizer(folder)
+    if folder != TOKENIZER and TOKENIZER.exists():
+        trained = read_tokenizer(TOKENIZER)
+        if tokenizer.chat_template != trained.chat_template:
+            raise UserError(
+                f"The chat template in {folder} (sha256 "
+                f"{provenance.digest(tokenizer.chat_template)[:12]}) is not the one that the model "
+                f"was trained with ({TOKENIZER}, {provenance.digest(trained.chat_template)[:12]}): "
+                "it would be asked in another form than it learned. Run `dvc repro` to make "
+                f"{folder} anew."
+            )
     return tokenizer
+
+
+def stop_token_ids(folder: Path) -> set[int]:
+    """The tokens at which the model in a folder stops, by its tokenizer and its own settings."""
+    stops = {read_tokenizer(folder).eos_token_id}
+    if (folder / "generation_config.json").exists():
+        configured = GenerationConfig.from_pretrained(folder).eos_token_id
+        stops |= set(configured if isinstance(configured, list) else [configured])
+    return stops - {None}
 
 
 def device() -> torch.device:

@@ -52,7 +52,7 @@ class Answerer:
     def __init__(self, folder: Path) -> None:
         from siftune import models
 
-        self._tokenizer = models.load_tokenizer(folder)
+        self._tokenizer = models.read_tokenizer(folder)
         self._model = models.load_model(folder)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
@@ -62,9 +62,9 @@ class Answerer:
         return [self._answer(question) for question in questions]
 
     def _answer(self, question: str) -> str:
-        from siftune import chat
+        from siftune.chat import conversation
 
-        text = chat.prompt_text(self._tokenizer, [{"role": "user", "content": question}])
+        text = conversation.prompt_text(self._tokenizer, [{"role": "user", "content": question}])
         ids = self._tokenizer(text, add_special_tokens=False, return_tensors="pt").to(
             self._model.device
         )

@@ -5,12 +5,16 @@ import importlib.util
 from pathlib import Path
 
 from siftune import files, word_problems
-from siftune.config import Data
+from siftune.config import Data, Source
 from siftune.stage import UserError
 
 # Only files that are parsed: a pickle, or Python in a model's folder, would be run.
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-DATA_FILES = ["*.jsonl", "*.json", "*.parquet"]
+DATA_FILES = [
+    f"*.{kind}{packed}"
+    for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "txt", "md")
+    for packed in ("", ".gz", ".zst")
+]
 
 
 def model_files(source: str, revision: str | None, *, offline: bool = False) -> Path:
@@ -36,23 +40,24 @@ def model_files(source: str, revision: str | None, *, offline: bool = False) -> 
 
 
 def fetch_data(data: Data, folder: Path) -> None:
-    """Put the raw records that `data.source` names into `folder`; local data stays where it is.
+    """Put the raw records of all sources into `folder`; local data stays where it is.
+
+    Each of several fetched sources gets a folder of its own, named by its number.
 
     Raises:
         UserError: as for `model_files`.
     """
-    scheme, _, rest = data.source.partition(":")
-    if scheme == "generate":
-        _generate(rest, data, folder)
-    elif scheme == "hub":
-        _copy(_hub(rest, data.revision, kind="dataset"), folder)
-    elif scheme == "modelscope":
-        _copy(_modelscope(rest, data.revision, kind="dataset"), folder)
-    elif data.source != "local":
-        raise UserError(
-            f"params.yaml: data.source: {data.source!r} is none of generate:word-problems, "
-            "hub:ORG/NAME, modelscope:ORG/NAME, local (a file or folder of yours: data.path)."
-        )
+    for number, source in enumerate(data.sources):
+        own = folder / str(number) if len(data.sources) > 1 else folder
+        scheme, _, rest = source.source.partition(":")
+        if scheme == "generate":
+            _generate(rest, data, own)
+        elif scheme == "hub":
+            _copy(_hub(rest, source.revision, kind="dataset"), own)
+        elif scheme == "modelscope":
+            _copy(_modelscope(rest, source.revision, kind="dataset"), own)
+        elif source.source != "local":
+            raise UserError(_unknown_scheme(source.source))
 
 
 def check(*, model_source: str, model_revision: str | None, data: Data) -> None:
@@ -62,15 +67,33 @@ def check(*, model_source: str, model_revision: str | None, data: Data) -> None:
         model_files(model_source, model_revision)
     elif model_revision is None:
         raise UserError(_unpinned("model", model_source))
-    if data.source.startswith(("hub:", "modelscope:")) and data.revision is None:
-        raise UserError(_unpinned("data", data.source))
-    if data.source == "local" and not Path(data.path).exists():
-        raise UserError(f"params.yaml: data.path: {data.path} does not exist.")
-    if data.source != "local" and data.path != "data/raw":
+    for source in data.sources:
+        _check_data(source, data.path)
+    if len({source.source == "local" for source in data.sources}) > 1:
         raise UserError(
-            f"params.yaml: data.path is {data.path}, but {data.source} is fetched into data/raw. "
-            "Set data.path: data/raw, or data.source: local for a file of your own."
+            "params.yaml: data.sources: local files and fetched data sets do not mix: data.path is "
+            "the one place that is read. Fetch first (`dvc repro fetch` keeps data/raw), then name "
+            "a folder of your own that holds both, with one local source for each."
         )
+
+
+def _check_data(source: Source, path: str) -> None:
+    if source.source.startswith(("hub:", "modelscope:")) and source.revision is None:
+        raise UserError(_unpinned("data.sources", source.source))
+    if source.source == "local" and not Path(path).exists():
+        raise UserError(f"params.yaml: data.path: {path} does not exist.")
+    if source.source != "local" and path != "data/raw":
+        raise UserError(
+            f"params.yaml: data.path is {path}, but {source.source} is fetched into data/raw. "
+            "Set data.path: data/raw, or data.sources: [{source: local}] for files of your own."
+        )
+
+
+def _unknown_scheme(source: str) -> str:
+    return (
+        f"params.yaml: data.sources: {source!r} is none of generate:word-problems, hub:ORG/NAME, "
+        "modelscope:ORG/NAME, local (a file or folder of yours: data.path)."
+    )
 
 
 def _package_file(name: str, revision: str | None) -> Path:
@@ -95,7 +118,7 @@ def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    section = "model" if kind == "model" else "data"
+    section = "model" if kind == "model" else "data.sources"
     if revision is None:
         raise UserError(_unpinned(section, name))
     try:
@@ -110,8 +133,7 @@ def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -
         )
     except HFValidationError as error:
         raise UserError(
-            f"params.yaml: {section}.source: {name!r} is no hub id; "
-            f"a path begins with ./ or /. {error}"
+            f"params.yaml: {section}: {name!r} is no hub id; a path begins with ./ or /. {error}"
         ) from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
         raise UserError(_unreachable(section, name, revision, error)) from None
@@ -120,7 +142,7 @@ def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -
 def _modelscope(name: str, revision: str | None, *, kind: str, offline: bool = False) -> Path:
     from modelscope import snapshot_download
 
-    section = "model" if kind == "model" else "data"
+    section = "model" if kind == "model" else "data.sources"
     if revision is None:
         raise UserError(_unpinned(section, name))
     try:
@@ -146,7 +168,7 @@ def _unpinned(section: str, name: str) -> str:
 
 def _unreachable(section: str, name: str, revision: str, error: Exception) -> str:
     return (
-        f"params.yaml: {section}.source: {name} at {revision} is neither on this disk nor "
+        f"params.yaml: {section}: {name} at {revision} is neither on this disk nor "
         "reachable. On a machine with a network (a login node) run `dvc repro fetch` here, with "
         f"HF_HOME on a file system that the nodes see; HF_ENDPOINT names a mirror.\n  {error}"
     )
@@ -163,7 +185,7 @@ def _copy(snapshot: Path, folder: Path) -> None:
 def _generate(name: str, data: Data, folder: Path) -> None:
     if name != "word-problems":
         raise UserError(
-            f"params.yaml: data.source: there is no generator {name!r}. Valid: word-problems"
+            f"params.yaml: data.sources: there is no generator {name!r}. Valid: word-problems"
         )
     if data.num_examples is None:
         raise UserError("params.yaml: data.num_examples: say how many problems to generate.")

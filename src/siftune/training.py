@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import (
     PreTrainedModel,
@@ -21,7 +20,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from siftune import batches, files, models, output_head, provenance
+from siftune import batches, files, models, output_head, provenance, tokens
+from siftune.chat.masking import IGNORED
 from siftune.config import Lora, Sft
 from siftune.stage import UserError
 from siftune.tracking import Run
@@ -35,12 +35,15 @@ LOGGED = {
     "mean_token_accuracy": "token_accuracy",
     "eval_mean_token_accuracy": "validation_token_accuracy",
 }
+# In nats a token, between a batch and its rows alone; bf16 differs by less, a leak by more.
+MAX_LOSS_DIFFERENCE = 0.02
 CURVE = ("train_loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
-def lora_config(lora: Lora) -> LoraConfig:
-    """The section as PEFT takes it."""
+def lora_config(lora: Lora, new_tokens: list[int]) -> LoraConfig:
+    """The section as PEFT takes it; rows of the embedding that are new are trained whole."""
     return LoraConfig(
+        trainable_token_indices=new_tokens or None,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -92,11 +95,16 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     *,
     sft: Sft,
-    tokens: Path,
+    encoded: Path,
+    num_new_tokens: int,
     curve: "LearningCurve",
     folder: Path,
 ) -> SFTTrainer:
-    """A trainer on `tokens/train` and `tokens/validation`, whose numbers go to `curve`."""
+    """A trainer on the splits in the folder `encoded`, whose numbers go to `curve`.
+
+    Args:
+        num_new_tokens: the last tokens of the tokenizer, that the base has not seen.
+    """
     output_head.install_on_cpu()
     set_seed(sft.seed)  # the adapter's first weights are drawn before the trainer seeds itself
     num_accumulated = batches.accumulation(
@@ -108,19 +116,69 @@ def make_trainer(
     trainer = SFTTrainer(
         model,
         args=sft_config(sft, num_accumulated=num_accumulated, folder=folder),
-        train_dataset=Dataset.load_from_disk(str(tokens / "train")).select_columns(columns),
-        eval_dataset=Dataset.load_from_disk(str(tokens / "validation")).select_columns(columns),
+        train_dataset=tokens.read("train", encoded).select_columns(columns),
+        eval_dataset=tokens.read("validation", encoded).select_columns(columns),
         processing_class=tokenizer,
-        peft_config=lora_config(sft.lora),
+        peft_config=lora_config(
+            sft.lora, list(range(len(tokenizer) - num_new_tokens, len(tokenizer)))
+        ),
         callbacks=[curve],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
+def check_batches(trainer: SFTTrainer) -> None:
+    """Prove on two short conversations that a batch of both trains what each trains alone.
+
+    A collator that hides the stop token because it is also the padding, or an option that lets one
+    conversation see another, changes what is learned, and the loss still falls.
+
+    Raises:
+        UserError: other tokens are trained, or they are predicted from other text.
+    """
+    looked_at = [trainer.train_dataset[i] for i in range(min(50, len(trainer.train_dataset)))]
+    rows = sorted(looked_at, key=lambda row: len(row["input_ids"]))[:2]
+    (num_together, loss_together), *alone = (
+        _trained(trainer, some) for some in (rows, *([row] for row in rows))
+    )
+    num_alone, loss_alone = (sum(column) for column in zip(*alone, strict=True))
+    num_encoded = sum(label != IGNORED for row in rows for label in row["labels"])
+    if num_together != num_encoded or num_alone != num_encoded:
+        raise UserError(
+            f"params.yaml: sft.trainer: in a batch, {num_together} tokens of two conversations are "
+            f"trained, where encode marked {num_encoded}. An option there changes the labels."
+        )
+    if abs(loss_together - loss_alone) > MAX_LOSS_DIFFERENCE * num_encoded:
+        raise UserError(
+            "params.yaml: sft.trainer: two conversations in one batch have a loss of "
+            f"{loss_together / num_encoded:.4f} a token, but {loss_alone / num_encoded:.4f} each "
+            "alone: one sees the other. An option there (padding_free, packing) needs an attention "
+            "that keeps them apart."
+        )
+
+
+def _trained(trainer: SFTTrainer, rows: list[dict[str, Any]]) -> tuple[int, float]:
+    """How many tokens of a batch are trained, and the sum of their losses in nats."""
+    batch = {
+        name: value.to(trainer.model.device) for name, value in trainer.data_collator(rows).items()
+    }
+    labels = batch.pop("labels")[:, 1:]
+    was_training = trainer.model.training
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits[:, :-1].float()
+    trainer.model.train(was_training)
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return int((labels != IGNORED).sum()), loss.item()
+
+
 def save_adapter(model: PeftModel, folder: Path, *, base: str) -> None:
     """Write the adapter as safetensors; it names its base by source, not by this machine's path."""
-    model.save_pretrained(str(folder))
+    # Rows of new tokens are in the adapter; the base's own are not copied into it.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     settings = folder / "adapter_config.json"
     files.write_json(settings, files.read_json(settings) | {"base_model_name_or_path": base})
     (folder / "README.md").unlink()  # PEFT's empty model card; ours says what was measured

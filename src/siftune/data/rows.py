@@ -1,0 +1,204 @@
+"""From raw rows to records, a batch at a time: what each worker process does alone."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siftune.config import Data, Prepare
+from siftune.data import checks, containers, formats, near_duplicates, scripts
+from siftune.data.faults import Fault
+from siftune.stage import UserError
+
+SPLITS = ("train", "validation", "test")
+BATCH = 1000  # rows
+NUM_EXAMPLES = 3  # shown of each reason and warning
+
+
+class File(NamedTuple):
+    """A file of one source, the format of its rows, and the split that its name gives them."""
+
+    path: Path
+    root: Path
+    source: int
+    format: str
+    split: str | None
+
+
+class Batch(NamedTuple):
+    """Rows of one file, in order."""
+
+    file: File
+    rows: list[containers.RawRow | containers.Unreadable]
+
+
+class Rejected(NamedTuple):
+    """Why a row is not used."""
+
+    place: str
+    reason: str
+    detail: str
+    row: Any
+
+
+@dataclass
+class Examined:
+    """What became of a batch; the lists before `rejected` have an entry a kept row."""
+
+    source: int
+    lines: list[bytes] = field(default_factory=list)  # place, tab, record as JSON
+    ids: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # not kept longer than the batch
+    bands: NDArray[np.uint64] | None = None
+    rejected: list[Rejected] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    characters: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.lines) + len(self.rejected)
+
+    def warn(self, what: str, place: str, **shown: str) -> None:
+        """Count a warning, and keep the first ones as examples."""
+        self.warnings[what] += 1
+        examples = self.examples.setdefault(what, [])
+        if len(examples) < NUM_EXAMPLES:
+            examples.append({"place": place, **shown})
+
+
+def find(data: Data) -> list[File]:
+    """All files of all sources, in order, with the format of their rows.
+
+    Raises:
+        UserError: there is none, or the first row of one is of no known format.
+    """
+    found = []
+    for number, source in enumerate(data.sources):
+        root = folder(data, number)
+        for path in containers.find(root, source.files):
+            split = source.split or containers.default_split(path.relative_to(_above(root)))
+            automatic = source.format == "auto"
+            known = _detect(path, root, source.columns) if automatic else source.format
+            found.append(File(path, root, number, known, split))
+    return found
+
+
+def folder(data: Data, number: int) -> Path:
+    """Where the files of a source are: data.path, or below it where several were fetched."""
+    fetched = data.sources[number].source != "local"
+    return Path(data.path) / str(number) if fetched and len(data.sources) > 1 else Path(data.path)
+
+
+def batches(found: list[File]) -> Iterator[Batch]:
+    """All rows of all files."""
+    for file in found:
+        rows = containers.read(file.path, root=_above(file.root))
+        while batch := list(islice(rows, BATCH)):
+            yield Batch(file, batch)
+
+
+def examine(batch: Batch, data: Data, prepare: Prepare) -> Examined:
+    """Convert and check the rows of a batch."""
+    columns = {str(ours): name for ours, name in data.sources[batch.file.source].columns.items()}
+    tags = (data.reasoning_tags[0], data.reasoning_tags[1])
+    examined = Examined(batch.file.source)
+    for row in batch.rows:
+        try:
+            if isinstance(row, containers.Unreadable):
+                raise row.fault
+            record, notes = formats.convert(row.values, batch.file.format, columns, tags)
+            record, warned = checks.examine(record, prepare, tags)
+        except Fault as fault:
+            values = row.text if isinstance(row, containers.Unreadable) else row.values
+            examined.rejected.append(
+                Rejected(row.place, fault.reason, fault.detail, _writable(values))
+            )
+            continue
+        for note in notes:
+            examined.warn(note, row.place)
+        for what, text, repaired in warned:
+            examined.warn(what, row.place, text=text, repaired=repaired)
+        _keep(record, row.place, batch.file.split, prepare, examined)
+    examined.characters = scripts.characters("".join(examined.texts))
+    if prepare.near_duplicates is not None and examined.texts:
+        examined.bands = near_duplicates.bands(examined.texts)
+    examined.texts.clear()
+    return examined
+
+
+def split_of(group: str, shares: Prepare) -> str:
+    """The split of a group, from its hash alone: adding rows never moves a row to another split."""
+    position = int.from_bytes(_digest(group)[:8], "big") / 2**64
+    if position < shares.test:
+        return "test"
+    return "validation" if position < shares.test + shares.validation else "train"
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """The record of a prepared line."""
+    record: dict[str, Any] = json.loads(line)
+    return record
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """All that a record says."""
+    return "\n".join(checks.texts(record))
+
+
+def _keep(
+    record: dict[str, Any], place: str, split: str | None, prepare: Prepare, examined: Examined
+) -> None:
+    group = str(record.pop("group"))
+    said = json.dumps(record, ensure_ascii=False, sort_keys=True)
+    digest = _digest(said)
+    text = text_of(record)
+    # A file of training rows holds the other splits, too, where no file does.
+    chosen = split if split in ("validation", "test") else split_of(group, prepare)
+    head = json.dumps({"id": digest.hex()[:16], "group": group}, ensure_ascii=False)
+    body = json.dumps(record, ensure_ascii=False)
+    examined.lines.append(f"{place}\t{head[:-1]}, {body[1:]}\n".encode())
+    examined.ids.append(int.from_bytes(digest[:8], "big"))
+    examined.groups.append(int.from_bytes(_digest(group)[:8], "big"))
+    examined.splits.append(SPLITS.index(chosen))
+    examined.texts.append(text)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _detect(path: Path, root: Path, columns: dict[Any, str]) -> str:
+    """The format of the first row that can be read; of a file without one, any."""
+    rows = (row for row in containers.read(path, root=_above(root)))
+    first = next((row for row in rows if isinstance(row, containers.RawRow)), None)
+    if first is None:
+        return "columns"
+    found = formats.detect(first.values, dict(columns))
+    if found is None:
+        raise UserError(
+            f"{first.place}: nobody knows what a row with the columns "
+            f"{', '.join(map(str, first.values))} means. Say it in params.yaml: "
+            "data.sources.format (alpaca, sharegpt, messages, …), or data.sources.columns, "
+            "for example {prompt: QUESTION_COLUMN, response: ANSWER_COLUMN}."
+        )
+    return found
+
+
+def _above(root: Path) -> Path:
+    return root.parent if root.is_file() else root
+
+
+def _writable(values: Any) -> Any:
+    """What JSON in UTF-8 cannot hold (NaN, dates, lone surrogates) as text."""
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    clean = text.encode("utf-8", "backslashreplace").decode()
+    return json.loads(clean, parse_constant=str)

@@ -1,0 +1,1 @@
+"""The proof of what is trained: a page and a terminal view, token by token."""

@@ -1,0 +1,46 @@
+"""The encoded conversations on disk: one Arrow file a split, mapped into memory when read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+FOLDER = Path("data/tokens")
+FACTS = FOLDER / "facts.json"
+SPLITS = ("train", "validation")
+
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+    ]
+)
+
+Row = tuple[str, list[int], list[int]]  # id, token ids, labels
+
+
+def batch(rows: list[Row]) -> pa.RecordBatch:
+    """Encoded conversations as `write` takes them."""
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    return pa.record_batch([list(column) for column in columns], schema=_SCHEMA)
+
+
+@contextmanager
+def write(split: str, folder: Path) -> Iterator[pa.RecordBatchStreamWriter]:
+    """The file of a split in `folder`; `write_batch` appends to it."""
+    with pa.OSFile(str(path(split, folder)), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as out:
+        yield out
+
+
+def path(split: str, folder: Path = FOLDER) -> Path:
+    """The file of a split."""
+    return folder / f"{split}.arrow"
+
+
+def read(split: str, folder: Path) -> Any:
+    """A split as `datasets.Dataset`: id, input_ids, labels."""
+    return Dataset.from_file(str(path(split, folder)))
