@@ -14,12 +14,15 @@ def main() -> None:
 
     test = files.read_jsonl(Path("data/prepared/test.jsonl"))
     records = generation.spread(test, params.samples.num_prompts)
-    conversations = [record["messages"] for record in records]
 
     def ask(folder: Path, tokenizer_folder: Path) -> list[str]:
         tokenizer = models.load_tokenizer(tokenizer_folder)
-        system = params.encode.system
-        prompts = [conversation.prompt_text(tokenizer, turns, system) for turns in conversations]
+        prompts = [
+            conversation.prompt_text(
+                tokenizer, record["messages"], params.encode.system, tools=record.get("tools")
+            )
+            for record in records
+        ]
         model = models.load_model(folder, num_tokens=len(tokenizer))
         return generation.answers(model, tokenizer, prompts, params.samples)
 

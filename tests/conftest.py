@@ -321,7 +321,6 @@ def encoded_data(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> 
     write(Path("data/prepared/rejected.jsonl"), lines([rejected]))
     write(Path("data/prepared/facts.json"), json.dumps(PREPARED_FACTS))
     write(Path("data/tokens/facts.json"), json.dumps(ENCODED_FACTS))
-    write(Path("metrics/prepare.json"), json.dumps(PREPARE_METRICS))
     return tmp_path
 
 
@@ -336,14 +335,12 @@ def labelled(tokenizer, *parts: str) -> tuple[list[int], list[int]]:
     return ids, labels
 
 
-PREPARE_METRICS = {
+PREPARED_FACTS = {
     "rows": {"in": 20, "kept": 14, "rejected": 6},
     "rejected": {"not JSON": 4, "unknown role": 2},
     "warnings": {"mojibake": 3},
     "splits": {"train": 12, "validation": 2, "test": 0},
     "num_groups": 14,
-}
-PREPARED_FACTS = {
     "examples": {
         "not JSON": [{"place": f"raw.jsonl:{n}", "detail": EVIL} for n in (3, 5, 8, 13)],
         "unknown role": [{"place": "raw.jsonl:4", "detail": "lone \ud800", "text": EVIL}],

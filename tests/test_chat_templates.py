@@ -182,10 +182,17 @@ def test_an_unknown_name_lists_the_valid_ones(tokenizer):
         templates.choose(tokenizer, "lama-3")
 
 
-def test_a_file_is_read(tokenizer, tmp_path):
-    path = tmp_path / "my own.jinja"
-    path.write_text(CHATML)
-    chosen = templates.choose(tokenizer, str(path))
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of users' templates, in an empty workspace."""
+    monkeypatch.chdir(tmp_path)
+    templates.OWN.mkdir(parents=True)
+    return templates.OWN
+
+
+def test_a_file_is_read(tokenizer, own):
+    (own / "my own.jinja").write_text(CHATML)
+    chosen = templates.choose(tokenizer, "my own.jinja")
     assert chosen.chat_template == CHATML
     assert probe(chosen) is None
 
@@ -200,12 +207,16 @@ def test_a_file_is_read(tokenizer, tmp_path):
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_file_that_is_no_template(content, said, tokenizer, tmp_path):
-    path = tmp_path / "my.jinja"
+def test_a_file_that_is_no_template(content, said, tokenizer, own):
     if content is not None:
-        path.write_bytes(content)
+        (own / "my.jinja").write_bytes(content)
     with pytest.raises(UserError, match=said):
-        templates.choose(tokenizer, str(path))
+        templates.choose(tokenizer, "my.jinja")
+
+
+def test_a_file_elsewhere_is_refused_because_nobody_would_see_it_change(tokenizer, own):
+    with pytest.raises(UserError, match=r"\.\./my\.jinja is not in train/templates"):
+        templates.choose(tokenizer, "../my.jinja")
 
 
 # What the probe finds.

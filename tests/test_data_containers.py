@@ -130,6 +130,15 @@ def test_a_json_file_of_one_object_is_one_row(row, indent, tmp_path):
     assert found == (row, "a.json#1")
 
 
+def test_an_element_may_not_be_larger_than_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("siftune.data.strict_json.LIMIT", 5 * 2**20)
+    assert len(read(tmp_path / "a.json", b'["' + b"x" * 2**22 + b'", 1]')) == 2
+    with pytest.raises(UserError, match=r"a\.json:1: not JSON: a value of over 5 MiB, column 2\."):
+        read(tmp_path / "a.json", b'["' + b"x" * 2**24 + b'", 1]')
+    with pytest.raises(UserError, match=r"a\.json:1: not JSON: Expecting value, column 8\."):
+        read(tmp_path / "a.json", b'[{"a": b, "c": "' + b"x" * 2**24 + b'"}]')
+
+
 def test_a_bad_element_of_an_array_spoils_only_itself(tmp_path):
     data = b'[{"a": 1}, {"a": NaN}, 7, {"a": "\xe9"}, {"a": 1, "a": 2}, {"a": "\\udc00"}, {"a": 2}]'
     found = read(tmp_path / "a.json", data)
@@ -150,6 +159,8 @@ def test_json_is_the_same_in_chunks_of_any_size(size, tmp_path, monkeypatch):
     assert [row.values for row in read(tmp_path / "a.json", data)] == rows
     with pytest.raises(UserError, match=rf"a\.json:{data.count(10) + 1}: .* column 2\."):
         read(tmp_path / "a.json", data[:-1] + b"}x")
+    with pytest.raises(UserError, match=r"a\.json:2: .* column 12\."):
+        read(tmp_path / "a.json", b'\n[{"a": 1}, x]')
 
 
 class Endless(io.RawIOBase):

@@ -149,7 +149,9 @@ GOOD = {
     ),
     "text": ({"text": " all of it ", "url": "x"}, {}, "text", {"text": "all of it"}),
     "content": ({"content": "x"}, {}, "text", {"text": "x"}),
-    "text, mapped": ({"body": "x", "text": 1}, {"text": "body"}, "text", {"text": "x"}),
+    "text, mapped": (
+        {"body": "x", "question": "q", "answer": "a"}, {"text": "body"}, "text", {"text": "x"},
+    ),
     "preference": (
         {"prompt": "q", "chosen": "a", "rejected": "b", "system": "s"},
         {}, "preference",

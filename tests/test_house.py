@@ -30,7 +30,7 @@ ONLY_IN = {
 # fetch lists it.
 PINNED = {"sources"}
 # How stages start, read params and log decides no result: a change there runs nothing again.
-PLUMBING = {"config", "files", "provenance", "stage", "tracking"}
+PLUMBING = {"config", "files", "progress", "provenance", "stage", "tracking"}
 ALL_SECTIONS = "params.yaml"
 
 

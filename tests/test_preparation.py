@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from siftune import files
 from siftune.config import Data, Prepare, Source
 from siftune.data import preparation, rows
 from siftune.stage import UserError
@@ -16,7 +17,7 @@ DATA = Data(
     reasoning_tags=["<think>", "</think>"], num_examples=None, seed=1,
 )  # fmt: skip
 PREPARE = Prepare(
-    validation=0.2, test=0.2, max_faulty=0.0, near_duplicates=None, leak_words=None, held_out=[],
+    validation=0.2, test=0.2, max_faulty=0.0, near_duplicates=None, leak_words=None,
     repair_mojibake=False, variants=None,
 )  # fmt: skip
 
@@ -170,14 +171,59 @@ def test_an_instruction_that_all_rows_share_is_no_leak():
 
 def test_benchmark_items_in_files_are_held_out():
     item = " ".join(WORDS)
-    write("bench.jsonl", [{"problem": item, "solution": "x"}])
-    values = [question(n) for n in range(60)] + [{"question": f"n {item}", "answer": "a"}] * 1
-    data = replace(DATA, sources=[Source(source="local", split="train")])
-    results = prepare(values, data, leak_words=13, held_out=["bench.jsonl"])
-    assert results["rejected"] in ({"shares 13 words with a test item": 1}, {})
-    assert not any(item in asked for asked, split in everything().items() if split == "train")
-    with pytest.raises(UserError, match=r"prepare\.held_out: nowhere does not exist"):
-        prepare(values, data, leak_words=13, held_out=["nowhere"])
+    write("eval/held_out/README.md", ["no item"])
+    write("rows.jsonl", [question(n) for n in range(60)])
+    write("leaking.jsonl", [{"question": f"n {item}", "answer": "a"}])
+    leaking = Source(source="local", files="leaking.jsonl", split="train")
+    data = replace(DATA, path=".", sources=[Source(source="local", files="rows.jsonl"), leaking])
+    assert prepare(data=data, leak_words=13)["rejected"] == {}
+    write("eval/held_out/bench.jsonl", [{"problem": item, "solution": "x"}])
+    assert prepare(data=data, leak_words=13)["rejected"] == {"shares 13 words with a test item": 1}
+    facts = json.loads(Path("out/facts.json").read_text())
+    assert facts["leaks"][0]["shares_with"] == "eval/held_out/bench.jsonl:1"
+
+
+def test_a_held_out_row_stays_and_its_twin_goes():
+    long = " ".join(f"{word}{number}" for word in WORDS for number in range(4))
+    train = [*(question(n) for n in range(30)), {"question": f"7 {long}", "answer": "a"}]
+    named_splits([*train, question(99)], [{"question": f"8 {long}", "answer": "a"}])
+    write("folder/test.jsonl", [{"question": f"8 {long}", "answer": "a"}, question(99)])
+    results = prepare(data=replace(DATA, path="folder"), near_duplicates=0.9)
+    assert results["splits"]["test"] == 2
+    assert set(results["rejected"]) == {
+        "near duplicate of another row",
+        "same prompt as a held-out row",
+    }
+
+
+def test_a_source_that_is_for_training_stays_there():
+    write("a.jsonl", [question(n) for n in range(60)])
+    write("b.jsonl", [question(n) for n in range(100, 160)])
+    sources = [
+        Source(source="local", files="a.jsonl", split="train"),
+        Source(source="local", files="b.jsonl"),
+    ]
+    prepare(data=replace(DATA, path=".", sources=sources))
+    assert {everything()[question(n)["question"]] for n in range(60)} == {"train"}
+
+
+def test_numbers_of_any_size_and_the_order_of_keys_survive():
+    tool = {"type": "function", "function": {"name": "f", "b": 10**30, "a": 1}}
+    values = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{n}?"},
+                {"role": "assistant", "content": "yes"},
+            ],
+            "tools": [tool],
+        }
+        for n in range(30)
+    ]
+    prepare(values)
+    (first, *_) = read("train")
+    assert json.dumps(first["tools"]) == json.dumps([tool])
+    line = json.dumps(first).encode()
+    assert files.parse(line)["tools"][0]["function"]["b"] == 10**30
 
 
 def test_the_same_prompt_in_two_files_stays_in_the_test():

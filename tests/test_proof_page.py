@@ -117,7 +117,6 @@ def test_text_of_rows_stays_text(encoded_data: Path) -> None:
 @pytest.mark.parametrize(
     ("left_out", "name"),
     [
-        ("metrics/prepare.json", "rejected"),
         ("data/prepared/facts.json", "phrases"),
         ("data/tokens/facts.json", "encoded"),
         ("models/tokenizer", "tokens"),
@@ -194,14 +193,14 @@ def levels() -> dict[str, str]:
     """The place of each verdict → its level."""
     facts = [
         json.loads(Path(path).read_text())
-        for path in ("metrics/prepare.json", "data/prepared/facts.json", "data/tokens/facts.json")
+        for path in ("data/prepared/facts.json", "data/tokens/facts.json")
     ]
-    metrics, found, encoded = facts
-    return {one.place: one.level for one in verdicts.verdicts(metrics, found, encoded, [])}
+    found, encoded = facts
+    return {one.place: one.level for one in verdicts.verdicts(found, encoded, [])}
 
 
 def test_counts_that_do_not_add_up_are_wrong(encoded_data: Path) -> None:
-    rewrite("metrics/prepare.json", rows={"in": 20, "kept": 14, "rejected": 5})
+    rewrite("data/prepared/facts.json", rows={"in": 20, "kept": 14, "rejected": 5})
     assert levels()["rejected"] == "wrong"
     assert "Do not queue this: one thing is wrong." in proof_page.render()
 
@@ -219,7 +218,7 @@ def test_sound_data_needs_no_second_look(encoded_data: Path) -> None:
         split |= {"kept": split["rows"], "cut": 0, "dropped": 0, "faulty": 0}
     rewrite("data/tokens/facts.json", splits=splits, cut=[], dropped=[], faulty=[])
     rows = {"in": 14, "kept": 14, "rejected": 0}
-    rewrite("metrics/prepare.json", rows=rows, rejected={}, warnings={})
+    rewrite("data/prepared/facts.json", rows=rows, rejected={}, warnings={})
     rewrite("data/prepared/facts.json", phrases=[], examples={})
     assert set(levels().values()) <= {"fine", "fact"}
     assert "Nothing here needs a second look." in proof_page.render()

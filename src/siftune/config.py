@@ -77,8 +77,7 @@ class Prepare:
     test: Share
     max_faulty: Share  # of the rows; more, and the stage fails
     near_duplicates: Share | None  # reject from this similarity on; null: do not look
-    leak_words: Positive | None  # reject training rows that share so many words with a test row
-    held_out: list[str]  # files of benchmark items that no training row may contain
+    leak_words: Positive | None  # reject rows that share so many words with a held-out item
     repair_mojibake: bool
     variants: Literal["taiwan", "hongkong"] | None  # normalise 爲 → 為 as there; null: leave
 
@@ -87,7 +86,7 @@ class Prepare:
 class Encode:
     """From messages to tokens, and which of them the loss looks at."""
 
-    template: str | None  # null: the model's own; a name of chat/jinja; a .jinja file
+    template: str | None  # null: the model's own; a name of chat/jinja; a file of train/templates
     system: str | None  # put before conversations that have no system message
     train_on: Literal["all_answers", "last_answer"]
     train_reasoning: bool  # false: the text between data.reasoning_tags is read, not learned

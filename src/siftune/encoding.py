@@ -1,6 +1,5 @@
 """All prepared conversations as tokens, with the facts that prove what is trained."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from siftune.stage import UserError
 BATCH = 500  # conversations
 BIN = 8  # tokens
 NUM_LISTED = 20  # of each kind of row that is shown
+NUM_WORST = 7  # of each kind of bad row
 NUM_SHOWN = 6  # rows of each split, shown token by token
 
 Row = dict[str, Any]
@@ -159,7 +159,14 @@ def for_the_page(facts: dict[str, Facts], how: How) -> dict[str, Any]:
         },
         **{kind: of_all(kind) for kind in ("cut", "dropped", "faulty")},
         "worst": [
-            {"split": split, **row} for split, found in facts.items() for _, _, row in found.worst
+            row
+            for _, _, row in _worst(
+                [
+                    (what, badness, {"split": split, **row})
+                    for split, found in facts.items()
+                    for what, badness, row in found.worst
+                ]
+            )
         ][:NUM_LISTED],
         "shown": [
             {"id": name, "split": split, "why": "random"}
@@ -196,16 +203,16 @@ def some(prepared: Path, number: int, how: How) -> Iterator[masking.Encoded]:
 
 
 def _encode_batch(lines: list[bytes], how: How) -> tuple[pa.RecordBatch, Facts]:
-    records = [json.loads(line) for line in lines]
+    records = [files.parse(line) for line in lines]
     facts = Facts(num_rows=len(records))
-    rows: list[tokens.Row] = []
+    kept: list[tokens.Row] = []
     for record, encoded in zip(records, how.encode(records), strict=True):
         fitting = _fit(record, encoded, how, facts)
         if fitting is not None:
-            rows.append((record["id"], fitting.input_ids, fitting.labels))
+            kept.append((record["id"], fitting.input_ids, fitting.labels))
             facts.keep(record["id"], fitting, _num_characters(record))
     facts.worst, facts.random = _worst(facts.worst), sorted(set(facts.random))[:NUM_SHOWN]
-    return tokens.batch(rows), facts
+    return tokens.batch(kept), facts
 
 
 def _fit(
@@ -264,7 +271,7 @@ def _worst(found: list[tuple[str, float, Row]]) -> list[tuple[str, float, Row]]:
     return [
         row
         for kind in kinds
-        for row in nlargest(NUM_LISTED // 2, (r for r in found if r[0] == kind), key=lambda r: r[1])
+        for row in nlargest(NUM_WORST, (r for r in found if r[0] == kind), key=lambda r: r[1])
     ]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from siftune.stage import UserError
+
+_LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 def sha256(path: Path) -> str:
@@ -81,9 +86,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: it is not there.
     """
-    with _existing(path).open(encoding="utf-8") as file:
+    with _existing(path).open("rb") as file:
         for line in file:
-            yield json.loads(line)
+            yield parse(line)
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The object of a line that we wrote."""
+    # orjson is several times as fast, but reads a number of more than 64 bits as a fraction.
+    found: dict[str, Any] = json.loads(line) if _LONG_NUMBER.search(line) else orjson.loads(line)
+    return found
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

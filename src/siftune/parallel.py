@@ -1,5 +1,6 @@
 """One function over many items on all cores, in order and with few items in flight."""
 
+import gc
 import multiprocessing
 import os
 from collections import deque
@@ -46,6 +47,8 @@ _installed: Callable[..., Any]
 def _install(function: Callable[..., Any]) -> None:
     global _installed
     _installed = function
+    # What was there before the fork is never garbage: looking through it would copy it, too.
+    gc.freeze()
 
 
 def _apply(item: Any) -> Any:

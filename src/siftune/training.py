@@ -40,10 +40,10 @@ MAX_LOSS_DIFFERENCE = 0.02
 CURVE = ("train_loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
-def lora_config(lora: Lora, new_tokens: list[int]) -> LoraConfig:
-    """The section as PEFT takes it; rows of the embedding that are new are trained whole."""
+def lora_config(lora: Lora, new_rows: dict[str, list[int]] | None = None) -> LoraConfig:
+    """The section as PEFT takes it; new rows of the embedding and the head are trained whole."""
     return LoraConfig(
-        trainable_token_indices=new_tokens or None,
+        trainable_token_indices=new_rows,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -119,13 +119,31 @@ def make_trainer(
         train_dataset=tokens.read("train", encoded).select_columns(columns),
         eval_dataset=tokens.read("validation", encoded).select_columns(columns),
         processing_class=tokenizer,
-        peft_config=lora_config(
-            sft.lora, list(range(len(tokenizer) - num_new_tokens, len(tokenizer)))
-        ),
+        peft_config=lora_config(sft.lora, _new_rows(model, len(tokenizer), num_new_tokens)),
         callbacks=[curve],
     )
+    head = trainer.model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None  # TRL asks for it, and PEFT's wrapper of a head with new rows has none
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _new_rows(
+    model: PreTrainedModel, num_tokens: int, num_new_tokens: int
+) -> dict[str, list[int]] | None:
+    """By the names of the embedding and, where it has weights of its own, the output head."""
+    if num_new_tokens == 0:
+        return None
+    layers = [model.get_input_embeddings()]
+    if not model.config.tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    rows = list(range(num_tokens - num_new_tokens, num_tokens))
+    return {
+        name.rpartition(".")[2]: rows
+        for name, module in model.named_modules()
+        if any(module is layer for layer in layers)
+    }
 
 
 def check_batches(trainer: SFTTrainer) -> None:

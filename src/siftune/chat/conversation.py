@@ -20,11 +20,15 @@ def with_system(messages: Messages, system: str | None) -> Messages:
 
 
 def prompt_text(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, system: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    system: str | None = None,
+    *,
+    tools: Sequence[Any] | None = None,
 ) -> str:
     """The text before the last assistant turn, ready for the model to answer."""
     turns = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    return render(tokenizer, with_system(turns, system), answer_next=True)
+    return render(tokenizer, with_system(turns, system), answer_next=True, tools=tools)
 
 
 def render(

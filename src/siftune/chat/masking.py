@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from siftune.chat import conversation, tokenise
 from siftune.config import Encode
 from siftune.data.faults import Fault
+from siftune.stage import UserError
 
 IGNORED = -100  # the label that no loss looks at
 
@@ -83,6 +84,12 @@ def _texts(draft: Draft) -> list[str]:
 def _draft(
     tokenizer: PreTrainedTokenizerBase, record: Record, settings: Encode, tags: tuple[str, str]
 ) -> Draft:
+    if "chosen" in record or "answer" in record:
+        raise UserError(
+            "data/prepared holds preference pairs or problems with an answer, not conversations: "
+            "sft trains on conversations or plain text. If the rows are questions with answers, "
+            "map them: data.sources.columns: {prompt: …, response: …}."
+        )
     if "text" in record:
         return Draft(record["text"] + tokenizer.eos_token, [""], [])
     messages, tools = record["messages"], record.get("tools")

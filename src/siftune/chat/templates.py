@@ -19,6 +19,8 @@ from siftune.data.faults import Fault
 from siftune.stage import UserError
 
 FOLDER = Path(__file__).parent / "jinja"
+# Where users put theirs: a dependency of encode.
+OWN = Path("train/templates")
 MAX_FILE_BYTES = 64 * 1024
 TRIAL_SECONDS = 60  # of wall time: a busy machine gives its trial.CPU_SECONDS late
 
@@ -78,7 +80,7 @@ def choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> PreTrain
     """A copy of `tokenizer` with one chat template and the tokens that it needs.
 
     Args:
-        template: None for the tokenizer's own, a name of FAMILIES, or a path that ends in .jinja.
+        template: None for the tokenizer's own, a name of FAMILIES, or a .jinja file in OWN.
 
     Raises:
         UserError: there is no such template, or a file's does not compile.
@@ -91,7 +93,7 @@ def choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> PreTrain
         chosen.chat_template = named(template)
         _add_tokens(chosen, FAMILIES[template])
     else:
-        chosen.chat_template = _read(Path(template))
+        chosen.chat_template = _read(OWN / template)
         _try(chosen)
     return chosen
 
@@ -101,7 +103,9 @@ def require(template: str | None) -> None:
     if template is not None and template not in FAMILIES:
         if not template.endswith(".jinja"):
             raise _refusal(f"there is no template {template!r}.")
-        _read(Path(template))
+        if Path(template).name != template:
+            raise _refusal(f"{template} is not in {OWN}, where DVC sees that a file changes.")
+        _read(OWN / template)
 
 
 def named(name: str) -> str:
@@ -293,5 +297,5 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _refusal(what: str) -> UserError:
     return UserError(
         f"params.yaml: encode.template: {what}\n"
-        f"  Valid: null (the model's own), a file that ends in .jinja, {', '.join(FAMILIES)}."
+        f"  Valid: null (the model's own), a .jinja file in {OWN}, {', '.join(FAMILIES)}."
     )

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from siftune import files
 from siftune.data import rows
 
 
@@ -74,7 +75,7 @@ class Candidates:
         """Place and record of one row."""
         self._file.seek(self._offsets[number])
         place, _, body = self._file.readline().partition(b"\t")
-        return place.decode(), rows.parsed(body)
+        return place.decode(), files.parse(body)
 
     def text(self, number: int) -> str:
         """All that one row says."""

@@ -78,9 +78,9 @@ def prepare(data: Data, settings: Prepare, folder: Path) -> Prepared:
         answers = phrases.shared(_some_answers(candidates, drawn))
     _refuse_empty(prepared, settings)
     facts = {
+        **results(prepared),
         "examples": prepared.examples,
         "phrases": answers,
-        "scripts": scripts.shares(prepared.characters),
         "variants": scripts.variants(prepared.characters),
         "near_duplicates": whole.near_duplicates,
         "leaks": whole.leaks,

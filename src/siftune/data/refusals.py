@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siftune import parallel
+from siftune import files, parallel
 from siftune.config import Prepare
 from siftune.data import containers, leaks, near_duplicates, rows
 from siftune.data.candidates import Candidates
 from siftune.data.words import Hashes, runs, words
 from siftune.stage import UserError
 
+# Items of benchmarks, for no training row to contain.
+HELD_OUT = Path("eval/held_out")
 NUM_LISTED = 20  # near duplicates and leaks that are shown
 
 # row → why it is rejected after all, and the detail
@@ -33,23 +35,27 @@ def find(candidates: Candidates, settings: Prepare) -> Whole:
     """All rows to reject, each for the first reason that holds.
 
     Raises:
-        UserError: a file of `prepare.held_out` cannot be read.
+        UserError: a file of eval/held_out cannot be read.
     """
     whole = Whole({}, [], [])
+    _crossing(candidates, whole)  # the first, so that a held-out row stays and its twin goes
     _repeated(candidates, whole)
-    _crossing(candidates, whole)
     if settings.near_duplicates is not None and len(candidates):
         _similar(candidates, settings.near_duplicates, whole)
     if settings.leak_words is not None:
-        _leaking(candidates, settings.leak_words, settings.held_out, whole)
+        _leaking(candidates, settings.leak_words, whole)
     return whole
 
 
 def _repeated(candidates: Candidates, whole: Whole) -> None:
-    _, firsts, inverse = np.unique(candidates.ids, return_index=True, return_inverse=True)
+    rows_left = np.setdiff1d(np.arange(len(candidates)), list(whole.refused))
+    _, firsts, inverse = np.unique(
+        candidates.ids[rows_left], return_index=True, return_inverse=True
+    )
     first_of = firsts[inverse]
-    for row in np.flatnonzero(first_of != np.arange(len(first_of))).tolist():
-        whole.refused[row] = ("repeats another row", candidates.place(int(first_of[row])))
+    for index in np.flatnonzero(first_of != np.arange(len(first_of))).tolist():
+        first = candidates.place(int(rows_left[first_of[index]]))
+        whole.refused[int(rows_left[index])] = ("repeats another row", first)
 
 
 def _crossing(candidates: Candidates, whole: Whole) -> None:
@@ -62,25 +68,29 @@ def _crossing(candidates: Candidates, whole: Whole) -> None:
 
 
 def _similar(candidates: Candidates, similarity: float, whole: Whole) -> None:
+    splits = candidates.splits
     pairs = near_duplicates.find(candidates.bands, candidates.text, similarity)
     for pair in sorted(pairs):
         # A row that repeats another is no news, and a row whose twin is gone has none.
         if pair.row in whole.refused or pair.first in whole.refused:
             continue
-        first = candidates.place(pair.first)
-        whole.refused[pair.row] = ("near duplicate of another row", first)
+        # The earlier row stays, but a held-out one before one of training.
+        is_later_split = splits[pair.row] > splits[pair.first]
+        gone, stays = (pair.first, pair.row) if is_later_split else (pair.row, pair.first)
+        first = candidates.place(stays)
+        whole.refused[gone] = ("near duplicate of another row", first)
         if len(whole.near_duplicates) < NUM_LISTED:
-            shown = {"place": candidates.place(pair.row), "first": first}
+            shown = {"place": candidates.place(gone), "first": first}
             whole.near_duplicates.append({**shown, "similarity": pair.similarity})
 
 
-def _leaking(candidates: Candidates, num_words: int, files: list[str], whole: Whole) -> None:
+def _leaking(candidates: Candidates, num_words: int, whole: Whole) -> None:
     is_test = candidates.splits == rows.SPLITS.index("test")
     tests = [row for row in np.flatnonzero(is_test).tolist() if row not in whole.refused]
 
     def items() -> Iterator[tuple[str, str]]:
         yield from ((candidates.place(row), candidates.text(row)) for row in tests)
-        yield from _held_out(files)
+        yield from _held_out()
 
     texts = (text for _, text in items())
     batched = iter(lambda: list(islice(texts, rows.BATCH)), [])
@@ -109,20 +119,18 @@ def _leaking(candidates: Candidates, num_words: int, files: list[str], whole: Wh
 def _shared(
     batch: list[tuple[int, bytes]], *, num_words: int, held_out: Hashes
 ) -> list[tuple[int, leaks.Shared]]:
-    found = runs([rows.text_of(rows.parsed(body)) for _, body in batch], num_words)
+    found = runs([rows.text_of(files.parse(body)) for _, body in batch], num_words)
     each = np.split(found.hashes, found.ends[:-1])
     common = [leaks.shared(hashes, held_out) for hashes in each]
     return [(row, one) for (row, _), one in zip(batch, common, strict=True) if len(one.runs)]
 
 
-def _held_out(paths: list[str]) -> Iterator[tuple[str, str]]:
-    for name in paths:
-        path = Path(name)
-        if not path.exists():
-            raise UserError(f"params.yaml: prepare.held_out: {name} does not exist.")
-        for file in containers.find(path, "**"):
-            for row in containers.read(file, root=path.parent):
-                if isinstance(row, containers.Unreadable):
-                    raise UserError(f"params.yaml: prepare.held_out: {row.place}: {row.fault}")
-                texts = [value for value in row.values.values() if isinstance(value, str)]
-                yield row.place, "\n".join(texts)
+def _held_out() -> Iterator[tuple[str, str]]:
+    if not any(path.is_file() and path.suffix != ".md" for path in HELD_OUT.rglob("*")):
+        return
+    for file in containers.find(HELD_OUT, "**"):
+        for row in containers.read(file, root=HELD_OUT):
+            if isinstance(row, containers.Unreadable):
+                raise UserError(f"{HELD_OUT}/{row.place}: {row.fault}")
+            texts = [value for value in row.values.values() if isinstance(value, str)]
+            yield f"{HELD_OUT}/{row.place}", "\n".join(texts)

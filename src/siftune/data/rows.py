@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from siftune.config import Data, Prepare
@@ -85,7 +86,7 @@ def find(data: Data) -> list[File]:
     for number, source in enumerate(data.sources):
         root = folder(data, number)
         for path in containers.find(root, source.files):
-            split = source.split or containers.default_split(path.relative_to(_above(root)))
+            split = source.split or _held_out_split(path.relative_to(_above(root)))
             automatic = source.format == "auto"
             known = _detect(path, root, source.columns) if automatic else source.format
             found.append(File(path, root, number, known, split))
@@ -143,12 +144,6 @@ def split_of(group: str, shares: Prepare) -> str:
     return "validation" if position < shares.test + shares.validation else "train"
 
 
-def parsed(line: bytes) -> dict[str, Any]:
-    """The record of a prepared line."""
-    record: dict[str, Any] = json.loads(line)
-    return record
-
-
 def text_of(record: dict[str, Any]) -> str:
     """All that a record says."""
     return "\n".join(checks.texts(record))
@@ -158,18 +153,29 @@ def _keep(
     record: dict[str, Any], place: str, split: str | None, prepare: Prepare, examined: Examined
 ) -> None:
     group = str(record.pop("group"))
-    said = json.dumps(record, ensure_ascii=False, sort_keys=True)
-    digest = _digest(said)
+    said = _as_json(record)
+    digest = hashlib.sha256(said).digest()
     text = text_of(record)
-    # A file of training rows holds the other splits, too, where no file does.
-    chosen = split if split in ("validation", "test") else split_of(group, prepare)
-    head = json.dumps({"id": digest.hex()[:16], "group": group}, ensure_ascii=False)
-    body = json.dumps(record, ensure_ascii=False)
-    examined.lines.append(f"{place}\t{head[:-1]}, {body[1:]}\n".encode())
+    chosen = split or split_of(group, prepare)
+    head = orjson.dumps({"id": digest.hex()[:16], "group": group})
+    examined.lines.append(b"%b\t%b,%b\n" % (place.encode(), head[:-1], said[1:]))
     examined.ids.append(int.from_bytes(digest[:8], "big"))
     examined.groups.append(int.from_bytes(_digest(group)[:8], "big"))
     examined.splits.append(SPLITS.index(chosen))
     examined.texts.append(text)
+
+
+def _held_out_split(path: Path) -> str | None:
+    """Files of training rows hold the other splits, too, where no file does."""
+    told = containers.default_split(path)
+    return None if told == "train" else told
+
+
+def _as_json(record: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(record)
+    except TypeError:  # a number of more than 64 bits
+        return json.dumps(record, ensure_ascii=False).encode()
 
 
 def _digest(text: str) -> bytes:

@@ -162,11 +162,16 @@ class Stream:
                 if end < len(self._text) or self._ended:
                     break
             except json.JSONDecodeError as error:
-                if self._ended or len(self._text) - self._at > LIMIT:
+                # A word or an escape that is cut has its fault in the last characters.
+                is_cut = "Unterminated" in error.msg or error.pos > len(self._text) - 10
+                if self._ended or not is_cut:
                     raise self._broken(error.msg, error.pos) from None
+                if len(self._text) - self._at > LIMIT:
+                    too_long = f"a value of over {LIMIT >> 20} MiB"
+                    raise self._broken(too_long, self._at) from None
             except Fault as endless:
                 raise self._broken(str(endless), self._at) from None
-            self._read()  # perhaps only its end is not there yet
+            self._read()  # only its end is not there yet
         if self._not_utf8 and fault is None and surrogate(value):
             fault = Fault("not UTF-8")
         text = self._text[self._at : min(end, self._at + 200)]
@@ -205,7 +210,7 @@ class Stream:
 
 
 def surrogate(value: Any) -> str:
-    """The first half of a surrogate pair without its other half in a value's texts, or ""."""
+    """Half of a surrogate pair without its other half, in any text of a value; else ""."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

@@ -13,12 +13,12 @@ from siftune.proof import terminal, token_text, verdicts
 from siftune.proof.token_text import Piece
 
 ON_DEMAND = Path("work/data.html")
-PREPARE_METRICS = Path("metrics/prepare.json")
 LENGTHS = ("prompt", "answer", "total")
 MAX_TOKENS = 800  # of a row on the page; a terminal shows all
 MAX_TEXT = 600  # characters of a text that only explains
-NOTHING_COUNTED: dict[str, Any] = {"rejected": {}, "warnings": {}}
 NOTHING_FOUND: dict[str, Any] = {
+    "rejected": {},
+    "warnings": {},
     "examples": {},
     "phrases": [],
     "variants": [],
@@ -51,15 +51,13 @@ def render(extra_ids: Sequence[str] = ()) -> str:
     Raises:
         UserError: no such row among the tokens.
     """
-    metrics = NOTHING_COUNTED | _read(PREPARE_METRICS)
     found = NOTHING_FOUND | _read(terminal.PREPARED / "facts.json")
     encoded = _read(tokens.FACTS)
     rows = read_rows(encoded, extra_ids)
     stopped = {row.id: row.stops for row in (*rows.shown, *rows.worst)}
-    judged = verdicts.verdicts(metrics, found, encoded, list(stopped.values()))
+    judged = verdicts.verdicts(found, encoded, list(stopped.values()))
     return rendering.render(
         "data.html.j2",
-        metrics=metrics,
         found=found,
         encoded=encoded,
         rows=rows,

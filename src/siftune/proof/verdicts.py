@@ -39,7 +39,6 @@ def headline(verdicts: Sequence[Verdict]) -> str:
 
 
 def verdicts(
-    metrics: dict[str, Any],
     found: dict[str, Any],
     encoded: dict[str, Any],
     stopped: Sequence[bool | None],
@@ -50,15 +49,15 @@ def verdicts(
         stopped: what `stops` says of each row on the page.
     """
     judged = []
-    if "rows" in metrics:
-        judged.append(_rows(metrics))
+    if "rows" in found:
+        judged.append(_rows(found))
     if encoded:
         judged += [_left_out(encoded), _trained(encoded)]
         if encoded["template"]["stop_tokens"]:
             judged.append(_stop_tokens(encoded, stopped))
         judged += [_template(encoded), *_prefixes(encoded)]
-    if metrics["warnings"]:
-        judged.append(Verdict("look", f"Warnings: {_named(metrics['warnings'])}.", "warnings"))
+    if found["warnings"]:
+        judged.append(Verdict("look", f"Warnings: {_named(found['warnings'])}.", "warnings"))
     return [*judged, *_phrases(found["phrases"])]
 
 
@@ -77,14 +76,14 @@ def stops(
     return input_ids[trained[-1]] in stop_ids and not missed
 
 
-def _rows(metrics: dict[str, Any]) -> Verdict:
-    rows = metrics["rows"]
+def _rows(found: dict[str, Any]) -> Verdict:
+    rows = found["rows"]
     counted = f"{wording.count(rows['in'])} rows in = {wording.count(rows['kept'])} kept"
     counted = f"{counted} + {wording.count(rows['rejected'])} rejected"
     if rows["in"] != rows["kept"] + rows["rejected"]:
         return Verdict("wrong", f"{counted} does not add up.", "rejected")
     if rows["rejected"]:
-        return Verdict("look", f"{counted}: {_named(metrics['rejected'])}.", "rejected")
+        return Verdict("look", f"{counted}: {_named(found['rejected'])}.", "rejected")
     return Verdict("fine", f"{counted}.", "rejected")
 
 
