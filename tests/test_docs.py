@@ -219,7 +219,11 @@ def test_example_presets_are_valid(page: Path):
     assert len(examples) == 2
     for text in examples:
         group = re.match(r"# conf/(\w+)/mine\.yaml\n", text)[1]
-        TypeAdapter(config.SECTIONS[group]).validate_json(json.dumps(yaml.safe_load(text)))
+        preset = yaml.safe_load(text)
+        sections = preset if "# @package _global_" in text else {group: preset}
+        assert group in sections
+        for section, values in sections.items():
+            TypeAdapter(config.SECTIONS[section]).validate_json(json.dumps(values))
 
 
 @pytest.mark.parametrize("page", [DOCS / "gguf.md", CHINESE / "gguf.md"], ids=name)
