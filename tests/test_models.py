@@ -72,9 +72,9 @@ def test_new_tokens_begin_as_the_mean_of_all(base):
 
 
 def test_a_model_stops_where_its_tokenizer_or_its_settings_say(base, tokenizer):
-    assert models.stop_token_ids(base) == {tokenizer.eos_token_id}
+    assert models.stop_token_ids(base, tokenizer) == {tokenizer.eos_token_id}
     files.write_json(base / "generation_config.json", {"eos_token_id": [0, 7]})
-    assert models.stop_token_ids(base) == {tokenizer.eos_token_id, 0, 7}
+    assert models.stop_token_ids(base, tokenizer) == {tokenizer.eos_token_id, 0, 7}
 
 
 def test_models_are_loaded_for_evaluation_in_the_devices_dtype(base):

@@ -18,8 +18,9 @@ def main() -> None:
 
     with tracking.stage("encode", "data", "encode") as run:
         base = models.base_folder()
-        tokenizer = templates.choose(models.read_tokenizer(base), params.encode.template)
-        warning = templates.settle_stop_token(tokenizer, models.stop_token_ids(base))
+        own = models.read_tokenizer(base)
+        tokenizer = templates.choose(own, params.encode.template)
+        warning = templates.settle_stop_token(tokenizer, models.stop_token_ids(base, own))
         how = encoding.how(tokenizer, params.encode, params.data.reasoning_tags)
         with files.published_folder(models.TOKENIZER) as folder:
             tokenizer.save_pretrained(folder)

@@ -121,9 +121,9 @@ def load_tokenizer(folder: Path = TOKENIZER) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def stop_token_ids(folder: Path) -> set[int]:
+def stop_token_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens at which the model in a folder stops, by its tokenizer and its own settings."""
-    stops = {read_tokenizer(folder).eos_token_id}
+    stops = {tokenizer.eos_token_id}
     if (folder / "generation_config.json").exists():
         configured = GenerationConfig.from_pretrained(folder).eos_token_id
         stops |= set(configured if isinstance(configured, list) else [configured])
