@@ -49,6 +49,7 @@ def _install(function: Callable[..., Any]) -> None:
     _installed = function
     # What was there before the fork is never garbage: looking through it would copy it, too.
     gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def _apply(item: Any) -> Any:

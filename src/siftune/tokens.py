@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
@@ -25,8 +27,14 @@ Row = tuple[str, list[int], list[int]]  # id, token ids, labels
 
 def batch(rows: list[Row]) -> pa.RecordBatch:
     """Encoded conversations as `write` takes them."""
-    columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    return pa.record_batch([list(column) for column in columns], schema=_SCHEMA)
+    ends = np.cumsum([0, *(len(input_ids) for _, input_ids, _ in rows)], dtype=np.int32)
+
+    def column(place: int) -> pa.ListArray:
+        flat = chain.from_iterable(row[place] for row in rows)
+        return pa.ListArray.from_arrays(ends, np.fromiter(flat, dtype=np.int32, count=ends[-1]))
+
+    names = pa.array([name for name, _, _ in rows], type=pa.string())
+    return pa.record_batch([names, column(1), column(2)], schema=_SCHEMA)
 
 
 @contextmanager

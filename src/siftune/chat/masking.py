@@ -6,6 +6,9 @@ with the stop token, is the answer.
 """
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -51,34 +54,95 @@ def encode(
         tokenizer: its end-of-sequence token is the one that ends an answer.
         tokenise_with: texts → token ids without added special tokens; None: the tokenizer.
     """
-    tokens_of = tokenise_with or tokenise.own(tokenizer)
-    special = _special_tokens(tokenizer)
+    special = _Special(tokenizer, tokenise_with or tokenise.own(tokenizer))
     drafts: list[Draft | Fault] = []
     for record in records:
         try:
-            _refuse_special_tokens(special, record)
+            special.refuse(record)
             drafts.append(_draft(tokenizer, record, settings, reasoning_tags))
         except Fault as fault:
             drafts.append(fault)
-    texts = [text for draft in drafts if isinstance(draft, Draft) for text in _texts(draft)]
-    tokens = iter(tokens_of(texts))
+    whole = iter(special.tokenise([draft.text for draft in drafts if isinstance(draft, Draft)]))
     encoded: list[Encoded | Fault] = []
     for draft in drafts:
-        if isinstance(draft, Fault):
-            encoded.append(draft)
-            continue
-        whole, *beginnings = [next(tokens) for _ in _texts(draft)]
-        split = len(draft.prompts)
         try:
-            labels = _labels(tokenizer, whole, beginnings[:split], beginnings[split:])
-            encoded.append(Encoded(whole, labels))
+            if isinstance(draft, Fault):
+                raise draft
+            ids = next(whole)
+            encoded.append(Encoded(ids, _labels(tokenizer, ids, draft, special)))
         except Fault as fault:
             encoded.append(fault)
     return encoded
 
 
-def _texts(draft: Draft) -> list[str]:
-    return [draft.text, *draft.prompts, *draft.unlearned]
+class _Special:
+    """The tokenizer's special tokens: texts are split at them before anything else is done.
+
+    So the tokens of a beginning of a text are those up to its last special token, which the whole
+    has, too, and those of the rest, which is short and nearly always the same.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_of: tokenise.Tokenise) -> None:
+        self.tokenise = tokens_of
+        added = [t for t in tokenizer.added_tokens_decoder.items() if t[1].special]
+        # Longest first; of a tokenizer without any, a pattern that matches nothing.
+        longest_first = sorted((token.content for _, token in added), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._contents = {number: token.content for number, token in added}
+        self._ids = set(self._contents)
+        # One that takes the blanks beside it does not split the text where it stands.
+        self._split = not any(t.lstrip or t.rstrip or t.single_word for _, t in added)
+        self._ends: dict[str, list[int]] = {}
+
+    def refuse(self, record: Record) -> None:
+        """Raise a Fault when a text of the record holds a special token."""
+        texts = [record["text"]] if "text" in record else [m["content"] for m in record["messages"]]
+        for text in texts:
+            found = self._pattern.search(text or "")
+            if found:
+                around = text[max(0, found.start() - 20) : found.end() + 20]
+                raise Fault("special token inside the text", f"{found.group()} in {around!r}")
+
+    def lengths(self, text: str, ids: list[int], beginnings: list[str]) -> list[int | None]:
+        """How many of the whole's tokens each beginning has; None: it ends within a token."""
+        if not beginnings:
+            return []
+        there = self._ids.intersection(ids)
+        places = sorted(place for number in there for place in _all_places(ids, number))
+        contents = (self._contents[number] for number in there)
+        found = sorted((start, start + len(one)) for one in contents for start in _all(text, one))
+        if not self._split or len(found) != len(places):
+            each = self.tokenise(beginnings)
+            return [len(own) if ids[: len(own)] == own else None for own in each]
+        lengths: list[int | None] = []
+        for beginning in beginnings:
+            num_special = bisect_right(found, len(beginning), key=itemgetter(1))
+            start = found[num_special - 1][0] if num_special else 0
+            place = places[num_special - 1] if num_special else 0
+            end = self._tokens_of_end(beginning[start:])
+            same = ids[place : place + len(end)] == end
+            lengths.append(place + len(end) if same else None)
+        return lengths
+
+    def _tokens_of_end(self, text: str) -> list[int]:
+        if text not in self._ends:
+            (self._ends[text],) = self.tokenise([text])
+        return self._ends[text]
+
+
+def _all_places(ids: list[int], number: int) -> Iterator[int]:
+    place = ids.index(number)
+    for _ in range(ids.count(number) - 1):
+        yield place
+        place = ids.index(number, place + 1)
+    yield place
+
+
+def _all(text: str, token: str) -> Iterator[int]:
+    start = text.find(token)
+    while start >= 0:
+        yield start
+        start = text.find(token, start + len(token))
 
 
 def _draft(
@@ -119,7 +183,7 @@ def _draft(
 
 def _refuse_rewritten(answer: str, trained: str) -> None:
     """Blanks may be others; some templates leave the reasoning out of all turns but the last."""
-    if "".join(answer.split()) not in "".join(trained.split()):
+    if answer not in trained and "".join(answer.split()) not in "".join(trained.split()):
         raise Fault(
             "an answer is not trained as it is written (the template changes it; "
             "encode.train_on: last_answer may help)",
@@ -133,21 +197,6 @@ def _must_be_written(message: Record, tags: tuple[str, str]) -> str:
         return max(re.findall(r"[A-Za-z0-9]+", content), key=len, default="")
     # Reasoning may be left out of earlier turns, as some models were trained.
     return str(content.rpartition(tags[1])[2].strip())
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    # Of a tokenizer without any, a pattern that matches nothing.
-    return re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)")
-
-
-def _refuse_special_tokens(special: re.Pattern[str], record: Record) -> None:
-    texts = [record["text"]] if "text" in record else [m["content"] for m in record["messages"]]
-    for text in texts:
-        found = special.search(text or "")
-        if found:
-            around = text[max(0, found.start() - 20) : found.end() + 20]
-            raise Fault("special token inside the text", f"{found.group()} in {around!r}")
 
 
 def _trained_turns(turns: list[Record], settings: Encode) -> list[int]:
@@ -170,33 +219,26 @@ def _reasoning(text: str, prompts: list[str], tags: tuple[str, str]) -> list[str
 
 
 def _labels(
-    tokenizer: PreTrainedTokenizerBase,
-    whole: list[int],
-    prompts: list[list[int]],
-    unlearned: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase, whole: list[int], draft: Draft, special: _Special
 ) -> list[int]:
     labels = [IGNORED] * len(whole)
     stop, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if bos is not None and bos != stop and whole[:2] == [bos, bos]:
         raise Fault("two beginning-of-sequence tokens")
-    for prompt, following in zip(prompts, [*prompts[1:], whole], strict=True):
-        start = len(prompt)
-        if whole[:start] != prompt:
-            raise Fault(
-                "the answer's first characters merge with the prompt's last ones",
-                repr(tokenizer.decode(whole[max(0, start - 4) : start + 4])),
-            )
+    starts = special.lengths(draft.text, whole, draft.prompts)
+    for start, following in zip(starts, [*starts[1:], len(whole)], strict=True):
+        if start is None:
+            raise Fault("the answer's first characters merge with the prompt's last ones")
         try:
-            end = whole.index(stop, start, len(following)) + 1
+            end = whole.index(stop, start, following or len(whole)) + 1
         except ValueError:
             raise Fault(
                 "no stop token after an answer", f"{tokenizer.eos_token} is not written"
             ) from None
         labels[start:end] = whole[start:end]
-    for beginning in unlearned:
-        end = len(beginning)
-        if whole[:end] != beginning:
+    for end_of_reasoning in special.lengths(draft.text, whole, draft.unlearned):
+        if end_of_reasoning is None:
             raise Fault("the end of the reasoning is no end of a token")
-        start = max(len(prompt) for prompt in prompts if len(prompt) <= end)
-        labels[start:end] = [IGNORED] * (end - start)
+        begin = max(start for start in starts if start is not None and start <= end_of_reasoning)
+        labels[begin:end_of_reasoning] = [IGNORED] * (end_of_reasoning - begin)
     return labels

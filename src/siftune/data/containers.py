@@ -11,8 +11,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from siftune.data import arrow_rows, csv_rows, text_rows
 from siftune.data.faults import Fault
@@ -30,6 +31,11 @@ ROWS = {
 PLAIN_TEXT = {".txt": text_rows.passages, ".md": text_rows.passages}
 READERS = ROWS | PLAIN_TEXT
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+Item = TypeVar("Item", bytes, text_rows.Found)
+
+BLOCK_LINES = 1000
+BLOCK_ROWS = 200
+BLOCK_BYTES = 8 * 2**20
 BUFFER = 2**20
 SMALL_BUFFER = 2**16  # what stands before a damaged place is still read
 BOM = b"\xef\xbb\xbf"
@@ -80,6 +86,15 @@ class Unreadable(NamedTuple):
     place: str
     fault: Fault
     text: str
+
+
+class Block(NamedTuple):
+    """Some rows of a file: lines of JSON, from line `first` on, or rows that are parsed."""
+
+    name: str
+    first: int
+    lines: list[bytes]
+    found: list[text_rows.Found]
 
 
 def find(root: Path, pattern: str) -> list[Path]:
@@ -135,26 +150,80 @@ def read(path: Path, *, root: Path) -> Iterator[RawRow | Unreadable]:
     Raises:
         UserError: the file cannot be read, or from some place on.
     """
+    for block in blocks(path, root=root):
+        yield from rows(block)
+
+
+def blocks(path: Path, *, root: Path) -> Iterator[Block]:
+    """The rows of a file in portions, of which lines of JSON are not parsed yet: `rows` does that.
+
+    Raises:
+        UserError: as for `read`.
+    """
     name = _name(path, root)
     reader = READERS[_kind(path)]
-    place = "its beginning"
-    num_rows = 0
+    read = _Counted()
     try:
         with _opened(path, name) as file:
-            for at, values, text in reader(file, name):
-                place = name + at
-                num_rows += 1
-                if isinstance(values, Fault):
-                    yield Unreadable(place, values, text)
-                else:
-                    yield RawRow(values, place)
+            if reader is text_rows.json_lines:
+                for lines in _portions(read.counting(text_rows.lines(file))):
+                    yield Block(name, read.number - len(lines) + 1, lines, [])
+                    read.num_rows += sum(not line.isspace() for line in lines)
+            else:
+                found = read.counting(reader(file, name))
+                while portion := list(islice(found, BLOCK_ROWS)):
+                    yield Block(name, 0, [], portion)
+                    read.num_rows += len(portion)
     except OSError as error:
         raise UserError(
-            f"{name}: cannot be read after {place}: {error}. It may be damaged or cut off: "
-            "fetch or write it again."
+            f"{name}: cannot be read after {read.place(name)}: {error}. It may be damaged or cut "
+            "off: fetch or write it again."
         ) from None
-    if not num_rows:
+    if not read.num_rows:
         raise UserError(f"{name}: holds no rows. Take it away, or write it again.")
+
+
+class _Counted:
+    """How far a file is read."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of lines, or of rows
+        self.num_rows = 0
+        self._last: bytes | text_rows.Found = b""
+
+    def counting(self, items: Iterator[Item]) -> Iterator[Item]:
+        for self._last in items:
+            self.number += 1
+            yield self._last
+
+    def place(self, name: str) -> str:
+        if not self.number:
+            return "its beginning"
+        at = self._last.at if isinstance(self._last, text_rows.Found) else f":{self.number}"
+        return name + at
+
+
+def rows(block: Block) -> Iterator[RawRow | Unreadable]:
+    """The rows of a portion, parsed."""
+    for at, values, text in block.found or text_rows.objects(block.lines, block.first):
+        place = block.name + at
+        if isinstance(values, Fault):
+            yield Unreadable(place, values, text)
+        else:
+            yield RawRow(values, place)
+
+
+def _portions(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    portion: list[bytes] = []
+    size = 0
+    for line in lines:
+        portion.append(line)
+        size += len(line)
+        if len(portion) == BLOCK_LINES or size >= BLOCK_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from siftune.stage import UserError
 
 # Items of benchmarks, for no training row to contain.
 HELD_OUT = Path("eval/held_out")
+BATCH = 1000  # rows
 NUM_LISTED = 20  # near duplicates and leaks that are shown
 
 # row → why it is rejected after all, and the detail
@@ -93,7 +94,7 @@ def _leaking(candidates: Candidates, num_words: int, whole: Whole) -> None:
         yield from _held_out()
 
     texts = (text for _, text in items())
-    batched = iter(lambda: list(islice(texts, rows.BATCH)), [])
+    batched = iter(lambda: list(islice(texts, BATCH)), [])
     hashes = [runs(batch, num_words).hashes for batch in batched]
     held_out = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
     if not len(held_out):
@@ -104,7 +105,7 @@ def _leaking(candidates: Candidates, num_words: int, whole: Whole) -> None:
         for row, (_, body) in enumerate(candidates.lines())
         if not is_test[row] and row not in whole.refused
     )
-    batches = iter(lambda: list(islice(training, rows.BATCH)), [])
+    batches = iter(lambda: list(islice(training, BATCH)), [])
     found = [pair for batch in parallel.in_order(shared, batches) for pair in batch]
     for row, position in leaks.leaking(found, num_words).items():
         text = candidates.text(row)

@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from siftune.data.faults import Fault
 from siftune.stage import UserError
 
 SPLITS = ("train", "validation", "test")
-BATCH = 1000  # rows
 NUM_EXAMPLES = 3  # shown of each reason and warning
 
 
@@ -37,7 +35,7 @@ class Batch(NamedTuple):
     """Rows of one file, in order."""
 
     file: File
-    rows: list[containers.RawRow | containers.Unreadable]
+    block: containers.Block
 
 
 class Rejected(NamedTuple):
@@ -102,9 +100,8 @@ def folder(data: Data, number: int) -> Path:
 def batches(found: list[File]) -> Iterator[Batch]:
     """All rows of all files."""
     for file in found:
-        rows = containers.read(file.path, root=_above(file.root))
-        while batch := list(islice(rows, BATCH)):
-            yield Batch(file, batch)
+        for block in containers.blocks(file.path, root=_above(file.root)):
+            yield Batch(file, block)
 
 
 def examine(batch: Batch, data: Data, prepare: Prepare) -> Examined:
@@ -112,7 +109,7 @@ def examine(batch: Batch, data: Data, prepare: Prepare) -> Examined:
     columns = {str(ours): name for ours, name in data.sources[batch.file.source].columns.items()}
     tags = (data.reasoning_tags[0], data.reasoning_tags[1])
     examined = Examined(batch.file.source)
-    for row in batch.rows:
+    for row in containers.rows(batch.block):
         try:
             if isinstance(row, containers.Unreadable):
                 raise row.fault

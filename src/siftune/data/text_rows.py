@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
 def json_lines(file: io.BufferedReader, name: str) -> Iterator[Found]:
     """One JSON object a line."""
-    return _objects(lines(file))
+    return objects(lines(file))
 
 
 def json_rows(file: io.BufferedReader, name: str) -> Iterator[Found]:
@@ -42,7 +42,7 @@ def json_rows(file: io.BufferedReader, name: str) -> Iterator[Found]:
         between = _skip_blank(file)
         if _next_byte(file):
             blank = [b"\n"] * between
-            return _objects(itertools.chain([first], blank, lines(file)), start=num_blank + 1)
+            return objects(itertools.chain([first], blank, lines(file)), start=num_blank + 1)
     chunks = itertools.chain([b"\n" * num_blank, first], iter(lambda: file.read(_CHUNK), b""))
     return _elements(Stream(chunks, name), name)
 
@@ -69,7 +69,8 @@ def passages(file: io.BufferedReader, name: str) -> Iterator[Found]:
             waiting, size = [], 0
 
 
-def _objects(numbered: Iterable[bytes], start: int = 1) -> Iterator[Found]:
+def objects(numbered: Iterable[bytes], start: int = 1) -> Iterator[Found]:
+    """The object on each line that is not blank; `start` is the number of the first line."""
     parser = Parser()
     for number, line in enumerate(numbered, start):
         if line.isspace():

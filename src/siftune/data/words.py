@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from hashlib import blake2b
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ def runs(texts: list[str], num_words: int) -> Runs:
     """
     found = [list(map(_HASH_OF.__getitem__, words(text))) for text in texts]
     lengths = np.array([len(hashes) for hashes in found], dtype=np.int64)
-    flat = np.array([word for hashes in found for word in hashes], dtype=np.uint64)
+    flat = np.fromiter(chain.from_iterable(found), dtype=np.int64).view(np.uint64)
     counts = np.maximum(lengths - num_words + 1, 0)
     if not counts.any():
         return Runs(np.empty(0, dtype=np.uint64), np.cumsum(counts))
@@ -56,7 +57,8 @@ class _HashOf(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if len(self) >= self.MOST:
             self.clear()
-        number = int.from_bytes(blake2b(word.encode("utf-8", "replace"), digest_size=8).digest())
+        digest = blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+        number = int.from_bytes(digest, signed=True)
         return self.setdefault(word, number)
 
 
