@@ -33,7 +33,7 @@ def main() -> None:
         run.report(**encoding.results(facts), warning=warning)
         write_histogram(facts)
         with files.published_file(PAGE) as aside:
-            aside.write_text(page.render(), encoding="utf-8")
+            aside.write_text(page.render(tokenizer=tokenizer), encoding="utf-8")
         run.artifact(HISTOGRAM)
         run.artifact(PAGE)
 

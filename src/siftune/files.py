@@ -15,6 +15,8 @@ import orjson
 
 from siftune.stage import UserError
 
+# Where in a record of ours a number may stand, whatever its size.
+_WITH_NUMBERS = (b'"tools"', b'_calls"', b'"fields"')
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
@@ -94,7 +96,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def parse(line: bytes) -> dict[str, Any]:
     """The object of a line that we wrote."""
     # orjson is several times as fast, but reads a number of more than 64 bits as a fraction.
-    found: dict[str, Any] = json.loads(line) if _LONG_NUMBER.search(line) else orjson.loads(line)
+    has_numbers = any(key in line for key in _WITH_NUMBERS)
+    exact = has_numbers and _LONG_NUMBER.search(line)
+    found: dict[str, Any] = json.loads(line) if exact else orjson.loads(line)
     return found
 
 

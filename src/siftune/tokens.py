@@ -1,10 +1,10 @@
 """The encoded conversations on disk: one Arrow file a split, mapped into memory when read."""
 
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,11 @@ def batch(rows: list[Row]) -> pa.RecordBatch:
     """Encoded conversations as `write` takes them."""
     ends = np.cumsum([0, *(len(input_ids) for _, input_ids, _ in rows)], dtype=np.int32)
 
-    def column(place: int) -> pa.ListArray:
-        flat = chain.from_iterable(row[place] for row in rows)
-        return pa.ListArray.from_arrays(ends, np.fromiter(flat, dtype=np.int32, count=ends[-1]))
+    def column(place: Literal[1, 2]) -> pa.ListArray:
+        flat = array("i")
+        for row in rows:
+            flat.extend(row[place])
+        return pa.ListArray.from_arrays(ends, np.frombuffer(flat, dtype=np.int32))
 
     names = pa.array([name for name, _, _ in rows], type=pa.string())
     return pa.record_batch([names, column(1), column(2)], schema=_SCHEMA)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ftfy
-from ftfy.badness import is_bad
+from ftfy.badness import MOJIBAKE_CATEGORIES, is_bad
 
 from siftune.config import Prepare
 from siftune.data import scripts
@@ -15,7 +15,12 @@ from siftune.data.faults import Fault
 _SPECIAL = re.compile(
     r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
+# ftfy's own characters: none of them, and there is nothing for it to find, ten times as fast.
+_COULD_BE_MOJIBAKE = re.compile(f"[{''.join(MOJIBAKE_CATEGORIES.values())}]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+TEXTS = ("text", "chosen", "rejected", "answer")
 
 
 class Warned(NamedTuple):
@@ -44,14 +49,8 @@ def examine(
 
 def texts(record: dict[str, Any]) -> list[str]:
     """All that a record says, in order."""
-    found: list[str] = []
-
-    def note(text: str) -> str:
-        found.append(text)
-        return text
-
-    _with_texts(record, note)
-    return found
+    said = [m["content"] for m in record.get("messages", []) if m["content"]]
+    return said + [record[key] for key in TEXTS if key in record]
 
 
 def _with_texts(record: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def _with_texts(record: dict[str, Any], change: Callable[[str], str]) -> dict[st
             {**message, "content": change(message["content"])} if message["content"] else message
             for message in record["messages"]
         ]
-    for key in ("text", "chosen", "rejected", "answer"):
+    for key in TEXTS:
         if key in record:
             changed[key] = change(record[key])
     return changed
@@ -72,7 +71,7 @@ def _examine_text(text: str, prepare: Prepare, tags: tuple[str, str], warned: li
     if text.count(opened) != text.count(closed):
         raise Fault("unclosed reasoning tag", f"{opened} … without {closed}: {text[-80:]!r}")
     # To look for one character first is many times as fast, and nearly all texts are sound.
-    control = None if text.isprintable() else _CONTROL.search(text)
+    control = None if text.replace("\n", " ").isprintable() else _CONTROL.search(text)
     if control:
         raise Fault("control character", repr(text[max(0, control.start() - 20) :][:60]))
     special = _SPECIAL.search(text) if "<" in text or "[" in text else None
@@ -86,7 +85,7 @@ def _examine_text(text: str, prepare: Prepare, tags: tuple[str, str], warned: li
         raise Fault("lone surrogate", repr(text[max(0, error.start - 20) :][:60])) from None
     if "\ufffd" in text:
         warned.append(Warned("replacement character �, lost in an earlier decoding", text[:200]))
-    if is_bad(text):
+    if _COULD_BE_MOJIBAKE.search(text) and is_bad(text):
         text = _mojibake(text, prepare, warned)
     return scripts.normalise(text, prepare.variants) if prepare.variants else text
 

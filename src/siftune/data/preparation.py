@@ -24,7 +24,7 @@ from siftune.data.faults import refuse_if_too_many
 from siftune.stage import UserError
 
 WORK = Path("work")
-NUM_ANSWERS = 2000  # whose phrases are looked at
+NUM_ANSWERS = 1000  # whose phrases are looked at
 _HALF_STEPS = 1 << 20  # a fraction of a weight, as steps of a row's hash
 
 

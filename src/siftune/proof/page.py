@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
+from transformers import PreTrainedTokenizerBase
 
 from siftune import charts, files, rendering, tokens
 from siftune.proof import terminal, token_text, verdicts
@@ -42,18 +43,19 @@ def write(ids: list[str]) -> None:
     print(ON_DEMAND)
 
 
-def render(extra_ids: Sequence[str] = ()) -> str:
+def render(extra_ids: Sequence[str] = (), tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """The page as HTML; what the stages did not leave is left out.
 
     Args:
         extra_ids: rows to show first, each by its id or the beginning of it.
+        tokenizer: the one of models/tokenizer, where it is in memory.
 
     Raises:
         UserError: no such row among the tokens.
     """
     found = NOTHING_FOUND | _read(terminal.PREPARED / "facts.json")
     encoded = _read(tokens.FACTS)
-    rows = read_rows(encoded, extra_ids)
+    rows = read_rows(encoded, extra_ids, tokenizer)
     stopped = {row.id: row.stops for row in (*rows.shown, *rows.worst)}
     judged = verdicts.verdicts(found, encoded, list(stopped.values()))
     return rendering.render(
@@ -112,13 +114,15 @@ class Rows(NamedTuple):
     shared_prefix: str
 
 
-def read_rows(encoded: dict[str, Any], extra_ids: Sequence[str]) -> Rows:
+def read_rows(
+    encoded: dict[str, Any], extra_ids: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
+) -> Rows:
     """The rows asked for, the chosen and random ones, and the worst ones."""
     from siftune import models
 
     if not encoded or not models.TOKENIZER.exists():
         return Rows([], [], "")
-    tokenizer = models.load_tokenizer()
+    tokenizer = tokenizer or models.load_tokenizer()
     reader = token_text.Reader(tokenizer)
     stops = set(tokenizer.convert_tokens_to_ids(encoded["template"]["stop_tokens"]))
     extra = [{"id": terminal.full_id(one), "why": "asked for"} for one in extra_ids]
