@@ -147,6 +147,10 @@ FINISHED: dict[str, tuple[float, dict]] = {
         {
             split: {
                 "rows": rows,
+                "kept": rows,
+                "cut": 0,
+                "dropped": 0,
+                "faulty": 0,
                 "tokens": 84 * rows,
                 "trained_tokens": 30 * rows,
                 "trained_share": 0.3571,
@@ -154,7 +158,7 @@ FINISHED: dict[str, tuple[float, dict]] = {
             }
             for split, rows in (("train", 678), ("validation", 60))
         }
-        | {"dropped": 0},
+        | {"warning": None},
     ),
     "sft": (
         343.1,

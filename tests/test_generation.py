@@ -5,7 +5,8 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from siftune import chat, generation, models
+from siftune import generation, models
+from siftune.chat import conversation
 from siftune.config import Samples
 
 GREEDY = Samples(num_prompts=3, max_new_tokens=12, temperature=0.0, top_p=1.0, seed=1)
@@ -24,7 +25,9 @@ def model(tiny_model):
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
-    return [chat.prompt_text(tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS]
+    return [
+        conversation.prompt_text(tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS
+    ]
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(model, tokenizer, prompts):

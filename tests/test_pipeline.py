@@ -192,3 +192,16 @@ def test_one_changed_row_runs_prepare_and_nothing_before(workspace):
     assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["check", "prepare"]
     (workspace / "mine.jsonl").write_text(rows.replace(" has ", " owns ", 1))
     assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["prepare"]
+
+
+def test_tokens_are_kept_by_all_that_decides_them(workspace):
+    """Data and code are dependencies of encode; here its settings. What was made once is fetched."""
+    before = (workspace / "params.yaml").read_text()
+    ok(workspace, "dvc", "repro", "encode")
+    own = (workspace / "data/tokens/train.arrow").read_bytes()
+    change(workspace, "encode", template="zephyr")
+    assert ran(ok(workspace, "dvc", "repro", "encode")) == ["check", "encode"]
+    assert (workspace / "data/tokens/train.arrow").read_bytes() != own
+    (workspace / "params.yaml").write_text(before)
+    assert "encode" not in ran(ok(workspace, "dvc", "repro", "encode"))
+    assert (workspace / "data/tokens/train.arrow").read_bytes() == own
