@@ -195,7 +195,7 @@ def test_one_changed_row_runs_prepare_and_nothing_before(workspace):
 
 
 def test_tokens_are_kept_by_all_that_decides_them(workspace):
-    """Data and code are dependencies of encode; here its settings. What was made once is fetched."""
+    """Data and code are dependencies of encode; here its settings. What was made is fetched."""
     before = (workspace / "params.yaml").read_text()
     ok(workspace, "dvc", "repro", "encode")
     own = (workspace / "data/tokens/train.arrow").read_bytes()
