@@ -290,7 +290,8 @@ def test_variant_characters_are_a_fact_and_normalised_when_asked():
     facts = json.loads(Path("out/facts.json").read_text())
     assert {"found": "爲", "standard": "為", "count": 1} in facts["variants"]
     assert "夫子何爲者" in everything()
-    prepare(variants="taiwan")
+    results = prepare(variants="taiwan")
+    assert results["warnings"] == {"variant characters, normalised": 1}
     assert "夫子何為者" in everything()
 
 

@@ -87,7 +87,12 @@ def _examine_text(text: str, prepare: Prepare, tags: tuple[str, str], warned: li
         warned.append(Warned("replacement character �, lost in an earlier decoding", text[:200]))
     if _COULD_BE_MOJIBAKE.search(text) and is_bad(text):
         text = _mojibake(text, prepare, warned)
-    return scripts.normalise(text, prepare.variants) if prepare.variants else text
+    if prepare.variants is None:
+        return text
+    normalised = scripts.normalise(text, prepare.variants)
+    if normalised != text:
+        warned.append(Warned("variant characters, normalised", text[:200], normalised[:200]))
+    return normalised
 
 
 def _mojibake(text: str, prepare: Prepare, warned: list[Warned]) -> str:
