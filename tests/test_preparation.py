@@ -118,6 +118,14 @@ def test_faulty_rows_stop_the_stage_with_reasons_places_and_a_way_on():
     assert read("rejected")[0]["row"].strip() == "{broken"
 
 
+def test_reasons_are_counted_the_same_when_rows_go_to_other_processes():
+    lines = [f"What is {n}?,{n}" + (",too many" if n % 2 else "") for n in range(1000)]
+    Path("rows.csv").write_text("\n".join(["question,answer", *lines]))
+    results = prepare(data=replace(DATA, path="rows.csv"), max_faulty=0.6)
+    assert results["rejected"] == {"wrong number of columns": 500}
+    assert read("rejected")[0]["detail"]
+
+
 def test_repeated_rows_are_kept_once_and_counted():
     results = prepare([question(n % 30) for n in range(60)])
     assert results["rejected"] == {"repeats another row": 30}

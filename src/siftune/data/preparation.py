@@ -25,7 +25,7 @@ from siftune.stage import UserError
 
 WORK = Path("work")
 NUM_ANSWERS = 1000  # whose phrases are looked at
-_HALF_STEPS = 1 << 20  # a fraction of a weight, as steps of a row's hash
+_STEPS = 1 << 20  # a fraction of a weight, as steps of a row's hash
 
 
 @dataclass
@@ -70,7 +70,7 @@ def prepare(data: Data, settings: Prepare, folder: Path) -> Prepared:
         _refuse_faulty(len(candidates), settings, prepared, rejected)
         whole = refusals.find(candidates, settings)
         drawn = _drawn(candidates, whole.refused, data)
-        _write(candidates, whole.refused, _copies(candidates, drawn, data), folder, prepared)
+        _write(candidates, _copies(candidates, drawn, data), folder, prepared)
         _write_refused(candidates, whole.refused, rejected, prepared)
         prepared.num_kept = len(candidates) - len(whole.refused)
         prepared.num_not_drawn = prepared.num_kept - int(drawn.sum())
@@ -181,16 +181,12 @@ def _copies(candidates: Candidates, drawn: NDArray[np.bool_], data: Data) -> NDA
     """How often each row is written: training rows by their source's weight, others once."""
     weights = np.array([source.weight for source in data.sources])[candidates.sources]
     weights[candidates.splits != rows.SPLITS.index("train")] = 1.0
-    fraction = (candidates.ids % np.uint64(_HALF_STEPS)).astype(float) / _HALF_STEPS
+    fraction = (candidates.ids % np.uint64(_STEPS)).astype(float) / _STEPS
     return np.where(drawn, np.floor(weights) + (fraction < weights % 1.0), 0).astype(np.int64)
 
 
 def _write(
-    candidates: Candidates,
-    refused: refusals.Refused,
-    copies: NDArray[np.int64],
-    folder: Path,
-    prepared: Prepared,
+    candidates: Candidates, copies: NDArray[np.int64], folder: Path, prepared: Prepared
 ) -> None:
     splits = candidates.splits
     with ExitStack() as stack:
