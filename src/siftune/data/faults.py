@@ -13,10 +13,6 @@ class Fault(ValueError):  # noqa: N818, what it says of a row is no error of our
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type["Fault"], tuple[str, str]]:
-        # Between processes, too, they stay two: rows are counted by the reason alone.
-        return Fault, (self.reason, self.detail)
-
 
 def refuse_if_too_many(
     faulty: Counter[str],
