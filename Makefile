@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check params lock llama cluster ui
+.PHONY: help demo test faults faults-long check params lock llama cluster ui
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,6 +17,12 @@ demo: .venv/ready ## the whole pipeline on the embedded model: base against tune
 
 test: .venv/ready ## the tests
 	pytest
+
+faults: .venv/ready ## trainings and other stages are killed, stopped, starved; a table of what was lost
+	python tests/faults/run.py --size ci
+
+faults-long: .venv/ready ## the same many times over; hours
+	python tests/faults/run.py --size long
 
 check: .venv/ready ## lint, types and the rules of the house
 	ruff format --check .

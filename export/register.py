@@ -20,11 +20,11 @@ def main() -> None:
     with tracking.stage("register", "register") as run, tempfile.TemporaryDirectory() as folder:
         reference = registry.reference(MERGED)
         files.write_json(Path(folder) / registry.REFERENCE, reference)
-        registered = tracking.register(
+        registered = registry.register(
             run,
             params.register.name,
             reference=Path(folder),
-            score=tracking.Score(
+            score=registry.Score(
                 metric=metric, value=compared[metric]["tuned"], test_sha256=files.sha256(TEST)
             ),
             tags={"siftune.model_sha256": reference["sha256"]},

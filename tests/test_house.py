@@ -21,7 +21,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # A library → the only modules that may import it.
 ONLY_IN = {
-    "mlflow": {"tracking"},
+    "mlflow": {"store"},
     "lm_eval": {"benchmark"},
     "spython": set(),
     "unsloth": set(),
@@ -30,7 +30,12 @@ ONLY_IN = {
 # fetch lists it.
 PINNED = {"sources"}
 # How stages start, read params and log decides no result: a change there runs nothing again.
-PLUMBING = {"config", "files", "progress", "provenance", "stage", "tracking"}
+PLUMBING = {
+    *("config", "disk", "files", "follower", "history", "lock", "mirror", "processes", "progress"),
+    *("provenance", "ranks", "redaction", "stage", "store", "tracking"),
+    *("resume.agreement", "resume.attempt", "resume.checkpoints", "resume.fingerprint"),
+    "resume.stopping",
+}
 ALL_SECTIONS = "params.yaml"
 
 

@@ -9,12 +9,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from siftune import config, files, merging, models, tokens, training
 from siftune.chat import masking, templates
+from siftune.learning_curve import LearningCurve
 
 TAGS = ("<think>", "</think>")
 SFT = config.Sft(
     seed=1, learning_rate=1e-2, num_epochs=1.0, global_batch=4, micro_batch=4, eval_every=2,
+    save_every="100 steps",
     lora=config.Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
-    trainer={"logging_steps": 1, "gradient_checkpointing": False},
+    trainer={"gradient_checkpointing": False},
 )  # fmt: skip
 
 
@@ -67,7 +69,10 @@ def encoded(chat_tokenizer, encode_settings, tmp_path) -> Path:
     return tmp_path
 
 
-def test_new_tokens_are_trained_and_merged(base, tokenizer, chat_tokenizer, encoded, tmp_path):
+def test_new_tokens_are_trained_and_merged(
+    base, tokenizer, chat_tokenizer, encoded, tmp_path, begin_attempt, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     num_new = len(chat_tokenizer) - len(tokenizer)
     assert num_new == 4
     trainer = training.make_trainer(
@@ -76,7 +81,8 @@ def test_new_tokens_are_trained_and_merged(base, tokenizer, chat_tokenizer, enco
         sft=SFT,
         encoded=encoded,
         num_new_tokens=num_new,
-        curve=training.LearningCurve(Sink(), examples_per_step=4),
+        curve=LearningCurve(Sink(), examples_per_step=4),
+        attempt=begin_attempt(),
         folder=tmp_path / "trainer",
     )
     training.check_batches(trainer)

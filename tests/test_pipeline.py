@@ -2,14 +2,18 @@
 
 import json
 import os
+import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from siftune.stage import STOP_SIGNALS
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -126,6 +130,18 @@ def test_the_registered_model_is_loaded_by_name(workspace):
     assert "answers: 1" in ok(workspace, "python", "-c", code)
 
 
+def test_tokens_are_kept_by_all_that_decides_them(workspace):
+    """Data and code are dependencies of encode; here its settings. What was made is fetched."""
+    before = (workspace / "params.yaml").read_text()
+    own = (workspace / "data/tokens/train.arrow").read_bytes()
+    change(workspace, "encode", template="zephyr")
+    assert ran(ok(workspace, "dvc", "repro", "encode")) == ["check", "encode"]
+    assert (workspace / "data/tokens/train.arrow").read_bytes() != own
+    (workspace / "params.yaml").write_text(before)
+    assert "encode" not in ran(ok(workspace, "dvc", "repro", "encode"))
+    assert (workspace / "data/tokens/train.arrow").read_bytes() == own
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
@@ -137,32 +153,41 @@ def test_the_registered_model_is_loaded_by_name(workspace):
         ("benchmark", {"tasks": ["gsm8k_from"]}, "gsm8k_form"),
         ("register", {"metric": "acc"}, "register.metric: acc is of none of benchmark.tasks"),
         ("sft", {"trainer": {"logging_step": 1}}, "sft.trainer.logging_step: trl.SFTConfig has no"),
+        ("sft", {"save_every": "5 hours"}, "sft.save_every"),
         ("gguf_check", {"limits": {}}, "gguf_check.limits"),
     ],
 )
-def test_wrong_params_stop_before_anything_is_deleted(workspace, section, values, message):
+def test_wrong_params_end_in_one_message_and_78(
+    workspace, section, values, message, monkeypatch, capsys
+):
+    before = (workspace / "params.yaml").read_text()
+    change(workspace, section, **values)
+    monkeypatch.chdir(workspace)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        # The script itself; in this process, where the libraries are loaded.
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("train/check.py", run_name="__main__")
+    finally:
+        (workspace / "params.yaml").write_text(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 78
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_params_stop_dvc_before_anything_is_deleted(workspace):
     before = (workspace / "params.yaml").read_text()
     kept = sorted(str(path) for path in (workspace / "models").rglob("*"))
-    change(workspace, section, **values)
+    change(workspace, "sft", learning_rat=1)
     try:
         done = command(workspace, "dvc", "repro")
     finally:
         (workspace / "params.yaml").write_text(before)
     assert done.returncode != 0
-    assert message in done.stdout + done.stderr
+    assert "sft.learning_rat: unknown key" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert sorted(str(path) for path in (workspace / "models").rglob("*")) == kept
-
-
-def test_a_wrong_param_ends_a_stage_with_the_code_for_do_not_retry(workspace):
-    before = (workspace / "params.yaml").read_text()
-    change(workspace, "sft", learning_rat=1)
-    try:
-        direct = command(workspace, "python", "-P", "train/check.py")
-    finally:
-        (workspace / "params.yaml").write_text(before)
-    assert direct.returncode == 78
-    assert "Traceback" not in direct.stderr
 
 
 def test_the_readmes_commands_show_what_a_user_wants_to_compare(workspace, readme_commands):
@@ -192,16 +217,3 @@ def test_one_changed_row_runs_prepare_and_nothing_before(workspace):
     assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["check", "prepare"]
     (workspace / "mine.jsonl").write_text(rows.replace(" has ", " owns ", 1))
     assert ran(ok(workspace, "dvc", "repro", "prepare")) == ["prepare"]
-
-
-def test_tokens_are_kept_by_all_that_decides_them(workspace):
-    """Data and code are dependencies of encode; here its settings. What was made is fetched."""
-    before = (workspace / "params.yaml").read_text()
-    ok(workspace, "dvc", "repro", "encode")
-    own = (workspace / "data/tokens/train.arrow").read_bytes()
-    change(workspace, "encode", template="zephyr")
-    assert ran(ok(workspace, "dvc", "repro", "encode")) == ["check", "encode"]
-    assert (workspace / "data/tokens/train.arrow").read_bytes() != own
-    (workspace / "params.yaml").write_text(before)
-    assert "encode" not in ran(ok(workspace, "dvc", "repro", "encode"))
-    assert (workspace / "data/tokens/train.arrow").read_bytes() == own

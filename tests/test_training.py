@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 
 from siftune import config, models, tokens, training, word_problems
 from siftune.chat import masking
+from siftune.learning_curve import LearningCurve, summarise
 from siftune.stage import UserError
 
 SFT = config.Sft(
     seed=1, learning_rate=1e-3, num_epochs=1.0, global_batch=8, micro_batch=8, eval_every=2,
+    save_every="100 steps",
     lora=config.Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
-    trainer={"logging_steps": 1, "gradient_checkpointing": False, "lr_scheduler_type": "constant"},
+    trainer={"gradient_checkpointing": False, "lr_scheduler_type": "constant"},
 )  # fmt: skip
 
 
@@ -50,9 +52,11 @@ def encoded(tmp_path_factory, tokenizer, encode_settings) -> Path:
 
 
 @pytest.fixture
-def make(tiny_model, tokenizer, encoded, tmp_path):
+def make(tiny_model, tokenizer, encoded, tmp_path, begin_attempt, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def trainer(sft: config.Sft):
-        curve = training.LearningCurve(Sink(), examples_per_step=sft.global_batch)
+        curve = LearningCurve(Sink(), examples_per_step=sft.global_batch)
         made = training.make_trainer(
             models.load_model(tiny_model),
             tokenizer,
@@ -60,6 +64,7 @@ def make(tiny_model, tokenizer, encoded, tmp_path):
             encoded=encoded,
             num_new_tokens=0,
             curve=curve,
+            attempt=begin_attempt(),
             folder=tmp_path,
         )
         return made, curve
@@ -126,9 +131,9 @@ def test_the_curve_has_every_step_and_the_last_evaluation(train, tmp_path):
     curve.write(tmp_path / "curve.csv")
     rows = list(csv.DictReader((tmp_path / "curve.csv").open()))
     assert [row["validation_loss"] != "" for row in rows] == [False, True, False, True]
-    summary = training.summarise(trainer, curve)
+    summary = summarise(trainer, curve)
     assert summary["num_steps"] == 4
-    assert summary["tokens_per_second"] > 0
+    assert summary["mean_tokens_per_second"] > 0
     assert summary["train_loss"] == losses(curve)[-1]
 
 
@@ -156,4 +161,6 @@ def test_the_saved_adapter_names_its_base_by_source(train, tmp_path):
 )
 def test_trls_own_options_are_checked_by_trl(trainer, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        training.sft_config(replace(SFT, trainer=trainer), num_accumulated=1, folder=tmp_path)
+        training.sft_config(
+                replace(SFT, trainer=trainer), micro_batch=8, num_accumulated=1, folder=tmp_path
+            )

@@ -23,7 +23,9 @@ def main() -> None:
 
     templates.require(params.encode.template)
 
-    training.sft_config(params.sft, num_accumulated=1, folder=Path("work"))
+    training.sft_config(
+        params.sft, micro_batch=params.sft.micro_batch, num_accumulated=1, folder=Path("work")
+    )
     # The same text whatever the params: the stages after this one must not run again for it.
     with files.published_file(Path("data/checked.txt")) as aside:
         aside.write_text("params.yaml is valid.\n", encoding="utf-8")

@@ -3,21 +3,29 @@
 import tempfile
 from pathlib import Path
 
-from siftune import config, files, stage, tracking
+from siftune import config, files, ranks, stage, tracking
 
 ADAPTER = Path("models/adapter")
 CURVE = Path("plots/learning_curve.csv")
 
 
 def main() -> None:
+    ranks.launch()
     params = config.load("sft")
     from siftune import models, tokens, training
+    from siftune.learning_curve import LearningCurve, summarise
+    from siftune.resume import agreement, attempt, fingerprint
 
     base = models.base_folder()
     tokenizer = models.load_tokenizer()
     num_new = len(tokenizer) - len(models.read_tokenizer(base))
-    with tracking.stage("sft", "sft") as run, tempfile.TemporaryDirectory() as scratch:
-        curve = training.LearningCurve(run, examples_per_step=params.sft.global_batch)
+    made_of = fingerprint.of_stage("sft")
+    with (
+        tracking.stage("sft", "sft", fingerprint=made_of.digest) as run,
+        attempt.of(made_of, params.sft.save_every) as this_start,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        curve = LearningCurve(run, examples_per_step=params.sft.global_batch)
         trainer = training.make_trainer(
             models.load_model(base, num_tokens=len(tokenizer)),
             tokenizer,
@@ -25,19 +33,26 @@ def main() -> None:
             encoded=tokens.FOLDER,
             num_new_tokens=num_new,
             curve=curve,
+            attempt=this_start,
             folder=Path(scratch),
         )
         train = tokens.path("train")
         run.dataset(train, name="tokens", digest=files.sha256(train), context="train")
         training.check_batches(trainer)
-        trainer.train()
+        checkpoint = this_start.begin()
+        step = checkpoint.step if checkpoint else 0
+        if agreement.is_first():
+            curve.restore(run.rewind(step), step=step)
+        trainer.train_from(checkpoint)
+        if not agreement.is_first():
+            return
         curve.write(CURVE)
         with files.published_folder(ADAPTER) as folder:
             source = files.read_json(models.MANIFEST)["source"]
             training.save_adapter(trainer.model, folder, base=source)
         run.artifact(CURVE)
         run.artifact(ADAPTER)
-        run.report(**training.summarise(trainer, curve))
+        run.report(**summarise(trainer, curve))
 
 
 if __name__ == "__main__":

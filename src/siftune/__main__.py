@@ -14,6 +14,8 @@ def main() -> None:
         "summary", help="base against tuned, what it cost, where the report is"
     )
     summary.set_defaults(run=_summary)
+    status = commands.add_parser("status", help="what is done, runs, or goes on from which step")
+    status.set_defaults(run=_status)
     data = commands.add_parser("data", help="which tokens are trained")
     data_commands = data.add_subparsers(required=True, metavar="command")
     show = data_commands.add_parser("show", help="rows in this terminal")
@@ -22,15 +24,24 @@ def main() -> None:
     page = data_commands.add_parser("page", help="rows as a page, with all facts about the data")
     page.add_argument("ids", nargs="*", metavar="ID", help="a row to show first")
     page.set_defaults(run=_page)
+    sync = commands.add_parser("sync", help="what MLflow does not have yet of the runs here")
+    sync.add_argument("address", nargs="?", metavar="URI", help="instead of MLFLOW_TRACKING_URI")
+    sync.set_defaults(run=_sync)
     arguments = parser.parse_args()
     run: Callable[[argparse.Namespace], None] = arguments.run
-    stage.run(lambda: run(arguments))
+    stage.run(lambda: run(arguments), ends_with_dvc=False)
 
 
 def _summary(arguments: argparse.Namespace) -> None:
     from siftune import summary
 
     summary.main()
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from siftune import status
+
+    status.main()
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -43,6 +54,12 @@ def _page(arguments: argparse.Namespace) -> None:
     from siftune.proof import page
 
     page.write(arguments.ids)
+
+
+def _sync(arguments: argparse.Namespace) -> None:
+    from siftune import sync
+
+    sync.main(arguments.address)
 
 
 if __name__ == "__main__":

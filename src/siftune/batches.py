@@ -18,3 +18,13 @@ def accumulation(*, global_batch: int, micro_batch: int, world_size: int) -> int
             f"{global_batch / at_once:.2f}. Choose a multiple of {at_once}, or another micro batch."
         )
     return global_batch // at_once
+
+
+def next_smaller(micro_batch: int, *, global_batch: int) -> int | None:
+    """The largest micro batch of at most half the size that divides; None for one row.
+
+    Args:
+        global_batch: of one process, in examples.
+    """
+    fitting = [size for size in range(1, micro_batch // 2 + 1) if global_batch % size == 0]
+    return max(fitting, default=None)

@@ -114,7 +114,8 @@ class Sft:
     num_epochs: Annotated[float, Field(gt=0.0)]
     global_batch: Positive
     micro_batch: Positive
-    eval_every: Positive
+    eval_every: Positive  # steps
+    save_every: Annotated[str, Field(pattern=r"^[1-9][0-9]* (steps|minutes)$")]
     lora: Lora
     trainer: dict[str, Any]
 

@@ -10,10 +10,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from siftune import llama_quantise
+from siftune import llama_quantise, processes
 from siftune.stage import UserError
 
 CONVERTER = Path(sys.prefix, "share/llama.cpp/convert_hf_to_gguf.py")
@@ -106,8 +107,9 @@ def _quantise(f16: Path, path: Path, *, kind: str) -> None:
 def _run(command: list[str], *, kind: str, environment: dict[str, str]) -> None:
     tail: deque[str] = deque(maxlen=30)
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
-    ) as child:
+        command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
+        preexec_fn=partial(processes.end_with_parent, os.getpid()),
+    ) as child:  # fmt: skip
         assert child.stderr is not None
         try:
             for line in child.stderr:

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from siftune import processes
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,7 +33,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         yield from map(function, chain(first, remaining))
         return
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(num_cores(), fork, _install, (function,)) as pool:
+    with ProcessPoolExecutor(num_cores(), fork, _install, (function, os.getpid())) as pool:
         waiting: deque[Future[Any]] = deque()
         for item in chain(first, remaining):
             if len(waiting) == IN_FLIGHT * num_cores():
@@ -44,7 +46,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 _installed: Callable[..., Any]
 
 
-def _install(function: Callable[..., Any]) -> None:
+def _install(function: Callable[..., Any], parent: int) -> None:
+    processes.end_with_parent(parent)
     global _installed
     _installed = function
     # What was there before the fork is never garbage: looking through it would copy it, too.

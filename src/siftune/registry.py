@@ -5,12 +5,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from siftune import files, provenance
+from siftune import files, provenance, redaction, store
 from siftune.stage import UserError
+from siftune.tracking import Run
 
 REFERENCE = "reference.json"
 RESTORED = Path(
@@ -29,6 +30,68 @@ def reference(folder: Path) -> dict[str, Any]:
         "files": described,
         "dvc_md5": _dvc_md5(folder),
     }
+
+
+class Score(NamedTuple):
+    """What the alias `best` is decided by: scores on other test data do not compare."""
+
+    metric: str
+    value: float
+    test_sha256: str
+
+
+class Registered(NamedTuple):
+    """A version in MLflow's registry, and whether it now carries the alias `best`."""
+
+    version: int
+    is_best: bool
+
+
+def register(
+    run: Run, name: str, *, reference: Path, score: Score, tags: dict[str, str]
+) -> Registered:
+    """Register the folder `reference` as a new version of the model `name`.
+
+    Raises:
+        UserError: MLflow does not answer; here nothing else can take its place.
+    """
+    if run.id is None:
+        raise UserError(
+            f"MLflow does not answer at {redaction.text(store.address())}, and a registry cannot "
+            "be mirrored later. Set MLFLOW_TRACKING_URI to a server that answers, then run "
+            "`dvc repro` again."
+        )
+    mlflow = store.connect()
+    with mlflow.start_run(run_id=run.id):
+        logged = mlflow.pyfunc.log_model(
+            name="merged",
+            loader_module="siftune.registry",
+            data_path=str(reference),
+            pip_requirements=[],  # the checkout and the image are the environment
+            registered_model_name=name,
+        )
+    version = str(logged.registered_model_version)
+    client = mlflow.MlflowClient()
+    best = client.get_registered_model(name).aliases.get("best")
+    is_best = best is None or _beats(score, client.get_model_version(name, best).tags)
+    own = {
+        "siftune.metric": score.metric,
+        "siftune.score": repr(score.value),
+        "siftune.test_sha256": score.test_sha256,
+    }
+    for tag, value in {**run.tags, **tags, **own}.items():
+        client.set_model_version_tag(name, version, tag, value)
+    if is_best:
+        client.set_registered_model_alias(name, "best", version)
+    return Registered(int(version), is_best)
+
+
+def _beats(score: Score, best: dict[str, str]) -> bool:
+    same_test = (best.get("siftune.metric"), best.get("siftune.test_sha256")) == (
+        score.metric,
+        score.test_sha256,
+    )
+    return not same_test or score.value > float(best["siftune.score"])
 
 
 def locate(reference: dict[str, Any]) -> Path:

@@ -1,12 +1,9 @@
 """Supervised fine-tuning with TRL: params → trainer → adapter and learning curve."""
 
-import csv
 import os
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,29 +12,62 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    TrainerCallback,
     set_seed,
 )
 from trl import SFTConfig, SFTTrainer
 
-from siftune import batches, files, models, output_head, provenance, tokens
+from siftune import batches, files, models, output_head, tokens
 from siftune.chat.masking import IGNORED
 from siftune.config import Lora, Sft
+from siftune.learning_curve import LearningCurve
+from siftune.resume import agreement
+from siftune.resume.attempt import Attempt
+from siftune.resume.trainer import Resumable
 from siftune.stage import UserError
-from siftune.tracking import Run
 
-# What TRL calls it → what we call it.
-LOGGED = {
-    "loss": "train_loss",
-    "eval_loss": "validation_loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "mean_token_accuracy": "token_accuracy",
-    "eval_mean_token_accuracy": "validation_token_accuracy",
-}
 # In nats a token, between a batch and its rows alone; bf16 differs by less, a leak by more.
 MAX_LOSS_DIFFERENCE = 0.02
-CURVE = ("train_loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+class SftTrainer(Resumable, SFTTrainer):
+    """TRL's trainer, which goes on exactly where it was.
+
+    Its validation loss is the mean over trained tokens, whatever the micro batch and the number of
+    processes; TRL's is a mean of means over batches, with rows twice where they do not divide.
+    """
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As it is, from sums that begin at zero."""
+        self._validation = [0.0, 0.0]  # nats, tokens
+        return super().evaluate(*args, **kwargs)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any
+    ) -> Any:
+        """One batch of the validation split, and what it adds to the sums."""
+        num_own = self._num_own(len(inputs["labels"]))
+        own = {name: value[: max(num_own, 1)] for name, value in inputs.items()}
+        found = super().prediction_step(model, own, *args, **kwargs)
+        if num_own:
+            num_trained = int((own["labels"][:, 1:] != IGNORED).sum())
+            self._validation[0] += found[0].item() * num_trained
+            self._validation[1] += num_trained
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As it is, but for the validation loss."""
+        if "eval_loss" in logs:
+            nats, num_trained = agreement.sums_of(self._validation)
+            logs["eval_loss"] = nats / num_trained
+        super().log(logs, start_time)
+
+    def _num_own(self, num_rows: int) -> int:
+        """How many rows of a batch are not there only to make the last one even over processes."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return num_rows
+        before = self.args.process_index * num_rows
+        return min(max(state.remainder - before, 0), num_rows)
 
 
 def lora_config(lora: Lora, new_rows: dict[str, list[int]] | None = None) -> LoraConfig:
@@ -52,7 +82,7 @@ def lora_config(lora: Lora, new_rows: dict[str, list[int]] | None = None) -> Lor
     )
 
 
-def sft_config(sft: Sft, *, num_accumulated: int, folder: Path) -> SFTConfig:
+def sft_config(sft: Sft, *, micro_batch: int, num_accumulated: int, folder: Path) -> SFTConfig:
     """The section as TRL takes it; `sft.trainer` holds TRL's own options.
 
     Raises:
@@ -64,12 +94,14 @@ def sft_config(sft: Sft, *, num_accumulated: int, folder: Path) -> SFTConfig:
         "data_seed": sft.seed,
         "learning_rate": sft.learning_rate,
         "num_train_epochs": sft.num_epochs,
-        "per_device_train_batch_size": sft.micro_batch,
-        "per_device_eval_batch_size": sft.micro_batch,
+        "per_device_train_batch_size": micro_batch,
+        "per_device_eval_batch_size": micro_batch,
         "gradient_accumulation_steps": num_accumulated,
         "eval_strategy": "steps",
         "eval_steps": sft.eval_every,
-        "save_strategy": "no",
+        "save_strategy": "no",  # Resumable saves, by sft.save_every
+        "logging_steps": 1,  # so that no sum of several steps is lost with a process
+        "logging_nan_inf_filter": False,  # a loss that is no number must be seen
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),  # a log gets plain lines instead of a bar
         **_precision(),
@@ -97,25 +129,32 @@ def make_trainer(
     sft: Sft,
     encoded: Path,
     num_new_tokens: int,
-    curve: "LearningCurve",
+    curve: LearningCurve,
+    attempt: Attempt,
     folder: Path,
-) -> SFTTrainer:
+) -> SftTrainer:
     """A trainer on the splits in the folder `encoded`, whose numbers go to `curve`.
 
     Args:
         num_new_tokens: the last tokens of the tokenizer, that the base has not seen.
+        attempt: decides when to save and to stop.
+        folder: TRL wants one; nothing is written there.
     """
     output_head.install_on_cpu()
     set_seed(sft.seed)  # the adapter's first weights are drawn before the trainer seeds itself
+    micro_batch = attempt.micro_batch(sft.micro_batch)
     num_accumulated = batches.accumulation(
         global_batch=sft.global_batch,
-        micro_batch=sft.micro_batch,
+        micro_batch=micro_batch,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
     )
     columns = ["input_ids", "labels"]
-    trainer = SFTTrainer(
+    trainer = SftTrainer(
         model,
-        args=sft_config(sft, num_accumulated=num_accumulated, folder=folder),
+        attempt=attempt,
+        args=sft_config(
+            sft, micro_batch=micro_batch, num_accumulated=num_accumulated, folder=folder
+        ),
         train_dataset=tokens.read("train", encoded).select_columns(columns),
         eval_dataset=tokens.read("validation", encoded).select_columns(columns),
         processing_class=tokenizer,
@@ -197,90 +236,12 @@ def save_adapter(model: PeftModel, folder: Path, *, base: str) -> None:
     """Write the adapter as safetensors; it names its base by source, not by this machine's path."""
     # Rows of new tokens are in the adapter; the base's own are not copied into it.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    settings = folder / "adapter_config.json"
-    files.write_json(settings, files.read_json(settings) | {"base_model_name_or_path": base})
+    path = folder / "adapter_config.json"
+    settings = files.read_json(path) | {"base_model_name_or_path": base}
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()  # PEFT's set has another order in every process
+    files.write_json(path, settings)
     (folder / "README.md").unlink()  # PEFT's empty model card; ours says what was measured
-
-
-def summarise(trainer: SFTTrainer, curve: "LearningCurve") -> dict[str, float]:
-    """The end of the curve, mean speed without evaluation, and the size of the adapter."""
-    trained, total = trainer.model.get_nb_trainable_parameters()
-    return {
-        "train_loss": curve.last("train_loss"),
-        "validation_loss": curve.last("validation_loss"),
-        "num_steps": trainer.state.global_step,
-        "num_examples": len(trainer.train_dataset),
-        "tokens_per_second": curve.mean("tokens_per_second"),
-        "examples_per_second": curve.mean("examples_per_second"),
-        "trainable_parameters": trained,
-        "trainable_share": round(trained / total, 6),
-    }
-
-
-class LearningCurve(TrainerCallback):
-    """Collects what the trainer logs: to the run, to a plain log, and as rows for a plot."""
-
-    def __init__(self, run: Run, *, examples_per_step: int) -> None:
-        self.rows: dict[int, dict[str, float]] = {}
-        self._run = run
-        self._examples_per_step = examples_per_step
-        self._start = self._mark = time.monotonic()
-        self._marked_tokens = 0.0
-        self._marked_step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._start = self._mark = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == state.max_steps:
-            control.should_evaluate = True  # the last step, too
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark = time.monotonic()  # evaluation is not training time
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        values = {ours: float(logs[theirs]) for theirs, ours in LOGGED.items() if theirs in logs}
-        if "loss" in logs:
-            values |= self._speed(state.global_step, float(logs["num_tokens"]))
-        if not values:
-            return  # the trainer's closing summary
-        self.rows.setdefault(state.global_step, {}).update(values)
-        self._run.log(values, step=state.global_step)
-        if args.disable_tqdm:
-            print(self._line(values, state), flush=True)
-
-    def write(self, path: Path) -> None:
-        """The curve as CSV, a row a step; what was not logged at a step is empty."""
-        with files.published_file(path) as aside, aside.open("w", newline="") as file:
-            table = csv.DictWriter(file, ["step", *CURVE], extrasaction="ignore")
-            table.writeheader()
-            table.writerows({"step": step, **row} for step, row in self.rows.items())
-
-    def last(self, name: str) -> float:
-        """The value that was logged last."""
-        return [row[name] for row in self.rows.values() if name in row][-1]
-
-    def mean(self, name: str) -> float:
-        """The mean over all logged steps."""
-        return fmean(row[name] for row in self.rows.values() if name in row)
-
-    def _speed(self, step: int, num_tokens: float) -> dict[str, float]:
-        seconds = time.monotonic() - self._mark
-        num_examples = (step - self._marked_step) * self._examples_per_step
-        speed = {
-            "tokens_per_second": (num_tokens - self._marked_tokens) / seconds,
-            "examples_per_second": num_examples / seconds,
-            "peak_memory_mb": provenance.peak_memory_mb(),
-        }
-        self._mark, self._marked_tokens, self._marked_step = time.monotonic(), num_tokens, step
-        return speed
-
-    def _line(self, values: dict[str, float], state: Any) -> str:
-        elapsed = time.monotonic() - self._start
-        left = elapsed / max(state.global_step, 1) * (state.max_steps - state.global_step)
-        shown = "  ".join(f"{name} {values[name]:.4g}" for name in CURVE if name in values)
-        return f"step {state.global_step}/{state.max_steps}  {shown}  left {left:.0f} s"
 
 
 def _precision() -> dict[str, bool]:

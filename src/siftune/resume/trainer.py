@@ -1,0 +1,180 @@
+"""A trainer of Hugging Face that stops between micro batches and goes on exactly where it was.
+
+All randomness of a step is drawn anew from (seed, step, micro batch, process), and the order of the
+rows from (seed, epoch): there is no state of a random generator to save, or to lose.
+"""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import Trainer, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from siftune import batches
+from siftune.resume import agreement
+from siftune.resume.attempt import Attempt
+from siftune.resume.checkpoints import Checkpoint
+from siftune.stage import RunAgain, StartAgain, UserError
+
+STATE = "trainer_state.json"
+
+
+class _Stopped(BaseException):
+    """Leaves the training loop between two micro batches."""
+
+
+class Resumable(Trainer):
+    """Put before the trainer that it extends: `class SftTrainer(Resumable, SFTTrainer)`."""
+
+    def __init__(self, *args: Any, attempt: Attempt, **kwargs: Any) -> None:
+        self._attempt = attempt
+        self._micro_step = (0, 0)  # (optimiser step, micro batch in it)
+        self._evaluating = False
+        super().__init__(*args, **kwargs)
+
+    def train_from(self, found: Checkpoint | None) -> None:
+        """Train to the end, from a checkpoint or from the start.
+
+        Raises:
+            RunAgain: it was asked to stop; all that was done is saved.
+            StartAgain: the GPU's memory was too small; with a smaller micro batch it may do.
+            UserError: the loss is no number, or not even one row fits into the GPU's memory.
+        """
+        # An evaluation that was interrupted is done first.
+        self.args.eval_on_start = bool(found and found.manifest["evaluation_due"])
+        try:
+            self.train(resume_from_checkpoint=str(found.folder) if found else None)
+        except _Stopped as stop:
+            if self.state.global_step > self._attempt.step:
+                self._keep(evaluation_due=self._evaluating)
+            self._attempt.stop.obeyed()
+            raise RunAgain(
+                f"stopped at step {self.state.global_step} of {self.state.max_steps} ({stop}); "
+                "what was done is saved. The same command goes on from there."
+            ) from None
+        except torch.OutOfMemoryError:
+            self._use_a_smaller_micro_batch()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro batch; here it may stop, and here its randomness begins."""
+        self._stop_if_asked()
+        step, micro = self._micro_step
+        self._micro_step = (
+            (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        )
+        place = (self.args.seed, *self._micro_step, self.args.process_index)
+        set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As it is; a stop leaves it early."""
+        self._evaluating = True
+        found: dict[str, float] = super().evaluate(*args, **kwargs)
+        self._evaluating = False
+        return found
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One batch of the validation split; here, too, it may stop."""
+        if self.is_in_train:
+            self._stop_if_asked()
+        return super().prediction_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As it is; a loss that is no number ends the training before it is saved."""
+        loss = logs.get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"the loss at step {self.state.global_step} is {loss}: what follows would be "
+                f"worthless. The checkpoint of step {self._attempt.step} is kept. Lower "
+                "sft.learning_rate, warm up longer, or look at the rows with `siftune data page`."
+            )
+        super().log(logs, start_time)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed at its last step, which may lie inside an epoch, the loop would do one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        step = self.state.global_step
+        due = step == self.state.max_steps or self._attempt.is_save_due(step)
+        self.control.should_save = agreement.any_of(due and step > self._attempt.step)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._keep(evaluation_due=False)
+
+    def _keep(self, *, evaluation_due: bool) -> None:
+        """Publish a checkpoint of the last whole step; all processes write their part of it."""
+        started, step, store = time.monotonic(), self.state.global_step, self._attempt.checkpoints
+        aside = agreement.told_by_first(lambda: store.aside(step))
+        self.save_model(str(aside), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(aside))
+        self._save_scaler(str(aside))
+        agreement.wait_for_all()
+        facts = {
+            "max_steps": self.state.max_steps,
+            "world_size": self.args.world_size,
+            "micro_batch": self.args.per_device_train_batch_size,
+            "evaluation_due": evaluation_due,
+        }
+
+        def publish() -> None:
+            # The history is in metrics.jsonl, with times that differ from run to run.
+            replace(self.state, log_history=[], stateful_callbacks={}).save_to_json(
+                str(aside / STATE)
+            )
+            store.publish(aside, step, facts)
+
+        agreement.told_by_first(publish)
+        self._attempt.saved(step, seconds=time.monotonic() - started)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        for part, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
+            # Mapped, so that all processes of a node share the pages; Hugging Face's own way
+            # cannot read into several processes without GPUs.
+            path = Path(checkpoint, name)
+            part.load_state_dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        # Weights only: the tokenizer is in models/tokenizer, and the arguments would be a pickle.
+        options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(output_dir, state_dict=state_dict, **options)
+        Path(str(output_dir), "README.md").unlink(missing_ok=True)  # PEFT's, and empty
+
+    def _stop_if_asked(self) -> None:
+        reason = self._attempt.stop.reason()
+        if agreement.any_of(reason is not None):
+            raise _Stopped(reason or "another process was asked to")
+
+    def _use_a_smaller_micro_batch(self) -> None:
+        used = self.args.per_device_train_batch_size
+        smaller = batches.next_smaller(
+            used, global_batch=used * self.args.gradient_accumulation_steps
+        )
+        if smaller is None:
+            raise UserError(
+                f"GPU out of memory at step {self.state.global_step}, with one row at a time. "
+                "Set sft.trainer.gradient_checkpointing, lower encode.max_length or sft.lora.rank, "
+                "or take a GPU with more memory. Checkpoints are kept."
+            ) from None
+        self._attempt.fit(smaller)
+        raise StartAgain(
+            f"GPU OUT OF MEMORY at step {self.state.global_step} with a micro batch of {used}. "
+            f"Going on from step {self._attempt.step} with a micro batch of {smaller} and more "
+            "accumulation: the global batch is the same. Set sft.micro_batch to it for next time."
+        ) from None

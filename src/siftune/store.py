@@ -1,0 +1,86 @@
+"""MLflow's store: where it is, and opening it; the only importer of mlflow."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from siftune import redaction
+
+REASON_LENGTH = 300
+DEFAULT = "sqlite:///mlflow.db"
+# MLflow's own defaults wait minutes for a server that is not there.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "PGCONNECT_TIMEOUT": "10",
+}
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+
+
+def address() -> str:
+    """The address of MLflow's store: the environment's, else an SQLite file in the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT
+
+
+def connect() -> Any:
+    """The mlflow module, with the store of `address` opened.
+
+    Raises:
+        Exception: whatever MLflow raises where the store does not answer or refuses.
+    """
+    for variable, seconds in PATIENCE.items():
+        os.environ.setdefault(variable, seconds)
+    _knock(address())
+    import mlflow
+    from mlflow.store.db import utils
+
+    # A database that refuses would be asked for an hour before its first error is known.
+    utils.MAX_RETRY_COUNT = 1
+    mlflow.set_tracking_uri(address())
+    with _first_opening(address()):
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    return mlflow
+
+
+def reason(error: BaseException) -> str:
+    """Why MLflow did not take something, in one short line without secrets."""
+    last = error
+    while (cause := last.__cause__ or last.__context__) is not None:
+        last = cause
+    # What the network says is plainer than what is told about it.
+    told = last if isinstance(last, OSError) else error
+    text = redaction.text(str(told).partition("\n")[0])
+    if len(text) > REASON_LENGTH:
+        text = f"{text[: REASON_LENGTH - 1]}…"
+    return text.rstrip(".") or type(told).__name__
+
+
+def _knock(uri: str) -> None:
+    """Raise OSError where nothing listens.
+
+    Importing mlflow takes seconds of a core, and a database's driver would wait for minutes.
+    """
+    parts = urlsplit(uri)
+    port = _PORTS.get(parts.scheme.partition("+")[0])
+    if port and parts.hostname and parts.scheme not in getproxies():
+        seconds = float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+        socket.create_connection((parts.hostname, parts.port or port), seconds).close()
+
+
+@contextmanager
+def _first_opening(uri: str) -> Iterator[None]:
+    """Let one process at a time open an SQLite file: the first one makes its tables."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri:
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{path}.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,25 @@
+"""Opening MLflow's store."""
+
+import subprocess
+import sys
+
+import pytest
+
+from siftune import store
+
+
+def test_processes_that_open_a_new_sqlite_file_at_once_all_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
+    code = "from siftune import store; store.connect()"
+    several = [
+        subprocess.Popen([sys.executable, "-P", "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    complaints = [one.communicate(timeout=120)[1] for one in several]
+    assert [one.returncode for one in several] == [0, 0], complaints
+
+
+def test_a_database_that_is_not_there_is_known_at_once(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://u:p@127.0.0.1:9/mlflow")
+    with pytest.raises(OSError, match="refused"):
+        store.connect()
