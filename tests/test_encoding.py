@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from siftune import encoding, files, tokens
+from siftune import encoding, files, token_facts, tokens
 from siftune.chat import masking
 from siftune.stage import UserError
 
@@ -25,7 +25,7 @@ def encode(tokenizer, encode_settings, tmp_path):
     def run(records: list[dict], **changes):
         files.write_jsonl(tmp_path / "train.jsonl", records)
         how = encoding.how(tokenizer, replace(encode_settings, **changes), TAGS)
-        facts = encoding.encode_split("train", tmp_path / "train.jsonl", how, tmp_path)
+        facts = encoding.encode_splits({"train": tmp_path / "train.jsonl"}, how, tmp_path)["train"]
         return facts, tokens.read("train", tmp_path).to_list(), how
 
     return run
@@ -53,7 +53,7 @@ def test_every_record_is_written_in_order_with_its_facts(encode, tokenizer):
     assert shared.startswith("<|im_start|>system")
     assert shared.endswith("Question ") or shared.endswith("Question")
     assert counts["shared_prefix"] == len(facts.shared_prefix)
-    assert facts.random == [f"{number:04}" for number in range(encoding.NUM_SHOWN)]
+    assert facts.random == [f"{number:04}" for number in range(token_facts.NUM_SHOWN)]
 
 
 def test_the_worst_rows_are_listed_with_the_reason(encode):
@@ -62,7 +62,7 @@ def test_the_worst_rows_are_listed_with_the_reason(encode):
     assert "0099" in why
     page = encoding.for_the_page({"train": facts}, encode([record(1)])[2])
     assert json.loads(json.dumps(page))["splits"]["train"]["kept"] == 41
-    assert len(page["worst"]) <= encoding.NUM_LISTED
+    assert len(page["worst"]) <= token_facts.NUM_LISTED
 
 
 LONG = [record(1), record(2, exchanges=5, words=8), record(3, words=200)]

@@ -42,10 +42,12 @@ def workspace(tmp_path, monkeypatch, empty_store) -> Path:
     return tmp_path
 
 
-def train(first: int = 1, last: int = 12, error: type[Exception] | None = None) -> Path:
+def train(
+    first: int = 1, last: int = 12, error: type[Exception] | None = None, fingerprint: str = "f"
+) -> Path:
     """A stage that logs two numbers a step, and a file."""
     try:
-        with tracking.stage("sft", "sft", fingerprint="f") as run:
+        with tracking.stage("sft", "sft", fingerprint=fingerprint) as run:
             run.rewind(first - 1)
             for step in range(first, last + 1):
                 run.log({"loss": 1 / step, "rate": 0.5}, step=step)
@@ -95,7 +97,7 @@ def assert_complete(folder: Path, *, status: str = "FINISHED") -> str:
 
 
 def test_syncing_again_does_nothing_and_says_so(workspace, capsys):
-    folders = [train(), train()]
+    folders = [train(fingerprint=name) for name in "ab"]
     sync.main(None)
     told = capsys.readouterr().out
     for folder in folders:
@@ -133,7 +135,7 @@ def test_any_machine_completes_what_another_one_made(workspace, tmp_path_factory
 
 
 def test_runs_of_dead_processes_are_closed_and_others_are_not(workspace, monkeypatch, capsys):
-    folders = [train() for _ in range(4)]
+    folders = [train(fingerprint=name) for name in "abcd"]
     mine = process()
     others = [
         process(start_time=mine["start_time"] + 1),  # the id was given again
@@ -195,7 +197,7 @@ def test_two_runs_of_one_folder_become_one(workspace):
 
 
 def test_a_run_that_mlflow_refuses_does_not_stop_the_others(workspace, capsys):
-    refused, taken = train(), train()
+    refused, taken = (train(fingerprint=name) for name in "ab")
     mlflow = store.connect()
     mlflow.delete_experiment(mlflow.create_experiment("gone"))
     change(refused, experiment="gone")

@@ -246,9 +246,10 @@ def test_who_does_the_same_and_did_not_finish_goes_on_with_its_run(workspace, mo
     assert folders[0] == folders[2]  # what does not decide the result may change
     assert folders[4] == folders[5]
     assert len(set(folders)) == 4
-    with tracking.stage("sft", "sft", fingerprint="a") as run:
-        pass
-    assert run.folder == folders[0]
-    with tracking.stage("sft", "sft", fingerprint="a") as run:
-        pass
-    assert run.folder not in folders
+    # One training is one run, also if it is started again after its end; what has no fingerprint
+    # is done anew.
+    for fingerprint, is_same in (("a", [True, True]), (None, [True, False])):
+        for expected in is_same:
+            with tracking.stage("sft", "sft", fingerprint=fingerprint) as run:
+                pass
+            assert (run.folder in folders) == expected

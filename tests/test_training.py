@@ -162,5 +162,5 @@ def test_the_saved_adapter_names_its_base_by_source(train, tmp_path):
 def test_trls_own_options_are_checked_by_trl(trainer, message, tmp_path):
     with pytest.raises(UserError, match=message):
         training.sft_config(
-                replace(SFT, trainer=trainer), micro_batch=8, num_accumulated=1, folder=tmp_path
-            )
+            replace(SFT, trainer=trainer), micro_batch=8, num_accumulated=1, folder=tmp_path
+        )

@@ -49,3 +49,8 @@ def test_a_text_is_hashed_alike_wherever_it_stands():
     alone = runs(["a b c d"], 3).hashes
     among = runs(["q", "a b c d", "r s t"], 3)
     assert np.array_equal(np.split(among.hashes, among.ends[:-1])[1], alone)
+
+
+def test_what_stands_before_the_first_word_does_not_count():
+    plain, quoted = (runs([mark + "a b c d " * 40], 3).hashes for mark in ("", '"... '))
+    assert np.array_equal(plain, quoted)

@@ -25,10 +25,8 @@ def main() -> None:
         with files.published_folder(models.TOKENIZER) as folder:
             tokenizer.save_pretrained(folder)
         with files.published_folder(tokens.FOLDER) as folder:
-            facts = {
-                split: encoding.encode_split(split, PREPARED / f"{split}.jsonl", how, folder)
-                for split in tokens.SPLITS
-            }
+            prepared = {split: PREPARED / f"{split}.jsonl" for split in tokens.SPLITS}
+            facts = encoding.encode_splits(prepared, how, folder)
             files.write_json(folder / "facts.json", encoding.for_the_page(facts, how))
         run.report(**encoding.results(facts), warning=warning)
         write_histogram(facts)

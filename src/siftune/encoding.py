@@ -1,10 +1,8 @@
 """All prepared conversations as tokens, with the facts that prove what is trained."""
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from functools import partial
-from heapq import nlargest
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +15,9 @@ from siftune.chat import cutting, masking, tokenise
 from siftune.config import Encode
 from siftune.data.faults import Fault, refuse_if_too_many
 from siftune.stage import UserError
+from siftune.token_facts import BIN, NUM_LISTED, Facts, Row, worst
 
-BATCH = 500  # conversations
-BIN = 8  # tokens
-NUM_LISTED = 20  # of each kind of row that is shown
-NUM_WORST = 7  # of each kind of bad row
-NUM_SHOWN = 6  # rows of each split, shown token by token
-
-Row = dict[str, Any]
+BATCH = 1000  # conversations
 
 
 class How(NamedTuple):
@@ -37,93 +30,18 @@ class How(NamedTuple):
 
     def encode(self, records: list[Row]) -> list[masking.Encoded | Fault]:
         """The records' tokens and labels."""
-        return masking.encode(
-            self.tokenizer, records, self.settings, self.reasoning_tags, self.tokenise
-        )
+        return masking.encode(*self._arguments(records))
 
     def encode_one(self, record: Row) -> masking.Encoded | Fault:
         """One record's tokens and labels."""
         return self.encode([record])[0]
 
+    def encode_arrays(self, records: list[Row]) -> list[masking.Arrays | Fault]:
+        """The same as arrays."""
+        return masking.encode_arrays(*self._arguments(records))
 
-@dataclass
-class Facts:
-    """Counts and examples of one split, or of a batch of it."""
-
-    num_rows: int = 0
-    num_kept: int = 0
-    num_cut: int = 0
-    num_dropped: int = 0
-    num_tokens: int = 0
-    num_trained: int = 0
-    longest: int = 0
-    faulty: Counter[str] = field(default_factory=Counter)
-    lengths: dict[str, Counter[int]] = field(
-        default_factory=lambda: {part: Counter() for part in ("prompt", "answer", "total")}
-    )
-    shared_prefix: list[int] | None = None  # tokens
-    listed: dict[str, list[Row]] = field(
-        default_factory=lambda: {kind: [] for kind in ("cut", "dropped", "faulty")}
-    )
-    worst: list[tuple[str, float, Row]] = field(default_factory=list)  # by what, how bad
-    random: list[str] = field(default_factory=list)  # the lowest ids: they are hashes
-
-    def keep(self, name: str, encoded: masking.Encoded, num_characters: int) -> None:
-        """Count a conversation that will be trained on."""
-        total = len(encoded.input_ids)
-        trained = total - encoded.labels.count(masking.IGNORED)
-        prompt = next(i for i, label in enumerate(encoded.labels) if label != masking.IGNORED)
-        self.num_kept += 1
-        self.num_tokens += total
-        self.num_trained += trained
-        self.longest = max(self.longest, total)
-        for part, length in (("prompt", prompt), ("answer", trained), ("total", total)):
-            self.lengths[part][length // BIN * BIN] += 1
-        self.shared_prefix = _common(self.shared_prefix, encoded.input_ids[:prompt])
-        shares = f"trains {trained} of {total} tokens"
-        strange = f"{total / max(num_characters, 1):.2f} tokens a character"
-        for what, badness, why in (
-            ("least trained", -trained, shares),
-            ("longest", total, f"{total} tokens"),
-            ("strange text", total / max(num_characters, 1), strange),
-        ):
-            self.worst.append((what, badness, {"id": name, "why": why}))
-        self.random.append(name)
-
-    def note(self, kind: str, **shown: Any) -> None:
-        """Keep the first rows that were cut, dropped or refused."""
-        if len(self.listed[kind]) < NUM_LISTED:
-            self.listed[kind].append(shown)
-
-    def counts(self) -> dict[str, Any]:
-        """The numbers without the examples."""
-        return {
-            "rows": self.num_rows,
-            "kept": self.num_kept,
-            "cut": self.num_cut,
-            "dropped": self.num_dropped,
-            "faulty": self.faulty.total(),
-            "tokens": self.num_tokens,
-            "trained_tokens": self.num_trained,
-            "trained_share": round(self.num_trained / max(self.num_tokens, 1), 4),
-            "longest": self.longest,
-            "shared_prefix": len(self.shared_prefix or []),
-        }
-
-    def add(self, other: "Facts") -> None:
-        """Take in a batch."""
-        for name in ("num_rows", "num_kept", "num_cut", "num_dropped", "num_tokens", "num_trained"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.longest = max(self.longest, other.longest)
-        self.faulty.update(other.faulty)
-        for part, lengths in other.lengths.items():
-            self.lengths[part].update(lengths)
-        if other.shared_prefix is not None:
-            self.shared_prefix = _common(self.shared_prefix, other.shared_prefix)
-        for kind, shown in other.listed.items():
-            self.listed[kind] = (self.listed[kind] + shown)[:NUM_LISTED]
-        self.worst = _worst(self.worst + other.worst)
-        self.random = sorted({*self.random, *other.random})[:NUM_SHOWN]
+    def _arguments(self, records: list[Row]) -> tuple[Any, ...]:
+        return self.tokenizer, records, self.settings, self.reasoning_tags, self.tokenise
 
 
 def how(tokenizer: PreTrainedTokenizerBase, settings: Encode, reasoning_tags: list[str]) -> How:
@@ -160,7 +78,7 @@ def for_the_page(facts: dict[str, Facts], how: How) -> dict[str, Any]:
         **{kind: of_all(kind) for kind in ("cut", "dropped", "faulty")},
         "worst": [
             row
-            for _, _, row in _worst(
+            for _, _, row in worst(
                 [
                     (what, badness, {"split": split, **row})
                     for split, found in facts.items()
@@ -176,22 +94,24 @@ def for_the_page(facts: dict[str, Facts], how: How) -> dict[str, Any]:
     }
 
 
-def encode_split(split: str, prepared: Path, how: How, folder: Path) -> Facts:
-    """Write the tokens of a split's records into `folder`.
+def encode_splits(prepared: dict[str, Path], how: How, folder: Path) -> dict[str, Facts]:
+    """Write the tokens of each split's records, a file of JSON lines, into `folder`.
 
     Raises:
         UserError: conversations are too long and `too_long` is `error`; more are faulty than
             `max_faulty` allows; nothing is left.
     """
-    facts = Facts()
-    with prepared.open("rb") as lines, tokens.write(split, folder) as out:
-        batches = iter(lambda: list(islice(lines, BATCH)), [])
-        encoded = parallel.in_order(partial(_encode_batch, how=how), batches)
-        what = f"{split} conversations encoded"
-        for batch, found in progress.shown(encoded, what, size=lambda one: one[1].num_rows):
-            out.write_batch(batch)
-            facts.add(found)
-    _refuse(facts, split, how.settings)
+    facts = {split: Facts() for split in prepared}
+    with ExitStack() as stack:
+        out = {split: stack.enter_context(tokens.write(split, folder)) for split in prepared}
+        encoded = parallel.in_order(partial(_encode_batch, how=how), _batches(prepared))
+        for batch, found, split in progress.shown(
+            encoded, "conversations encoded", size=lambda one: one[1].num_rows
+        ):
+            out[split].write_batch(batch)
+            facts[split].add(found)
+    for split, found in facts.items():
+        _refuse(found, split, how.settings)
     return facts
 
 
@@ -202,32 +122,43 @@ def some(prepared: Path, number: int, how: How) -> Iterator[masking.Encoded]:
     yield from found[:number]
 
 
-def _encode_batch(lines: list[bytes], how: How) -> tuple[pa.RecordBatch, Facts]:
+def _batches(prepared: dict[str, Path]) -> Iterator[tuple[str, list[bytes]]]:
+    for split, path in prepared.items():
+        with path.open("rb") as lines:
+            yield from ((split, batch) for batch in iter(lambda: list(islice(lines, BATCH)), []))
+
+
+def _encode_batch(
+    split_lines: tuple[str, list[bytes]], how: How
+) -> tuple[pa.RecordBatch, Facts, str]:
+    split, lines = split_lines
     records = [files.parse(line) for line in lines]
     facts = Facts(num_rows=len(records))
     kept: list[tokens.Row] = []
-    for record, encoded in zip(records, how.encode(records), strict=True):
+    num_characters: list[int] = []
+    for record, encoded in zip(records, how.encode_arrays(records), strict=True):
         fitting = _fit(record, encoded, how, facts)
         if fitting is not None:
             kept.append((record["id"], fitting.input_ids, fitting.labels))
-            facts.keep(record["id"], fitting, _num_characters(record))
-    facts.worst, facts.random = _worst(facts.worst), sorted(set(facts.random))[:NUM_SHOWN]
-    return tokens.batch(kept), facts
+            num_characters.append(_num_characters(record))
+    batch = tokens.batch(kept)
+    facts.keep(batch, num_characters)
+    return batch, facts, split
 
 
 def _fit(
-    record: Row, encoded: masking.Encoded | Fault, how: How, facts: Facts
-) -> masking.Encoded | None:
+    record: Row, encoded: masking.Either | Fault, how: How, facts: Facts
+) -> masking.Either | None:
     """The conversation if it fits, what is left of it after cutting, or None."""
     rule, max_length = how.settings.too_long, how.settings.max_length
-    kept: masking.Encoded | Fault | None = encoded
-    if isinstance(encoded, masking.Encoded) and len(encoded.input_ids) > max_length:
+    kept: masking.Either | Fault | None = encoded
+    if not isinstance(encoded, Fault) and len(encoded.input_ids) > max_length:
         num_tokens = len(encoded.input_ids)
         kept = cutting.cut(record, encoded, rule, max_length, how.encode_one)
         if kept is None:
             facts.num_dropped += 1
             facts.note("dropped", id=record["id"], tokens=num_tokens)
-        elif isinstance(kept, masking.Encoded):
+        elif not isinstance(kept, Fault):
             facts.num_cut += 1
             left = len(kept.input_ids)
             facts.note("cut", id=record["id"], tokens=num_tokens, kept_tokens=left, rule=rule)
@@ -263,25 +194,6 @@ def _refuse(facts: Facts, split: str, settings: Encode) -> None:
             f"params.yaml: encode: of {facts.num_rows} {split} conversations none is left "
             f"({facts.num_dropped} are longer than encode.max_length = {settings.max_length})."
         )
-
-
-def _worst(found: list[tuple[str, float, Row]]) -> list[tuple[str, float, Row]]:
-    """The worst of each kind."""
-    kinds = dict.fromkeys(what for what, _, _ in found)
-    return [
-        row
-        for kind in kinds
-        for row in nlargest(NUM_WORST, (r for r in found if r[0] == kind), key=lambda r: r[1])
-    ]
-
-
-def _common(one: list[int] | None, other: list[int]) -> list[int]:
-    """The beginning that two lists share; the other list where there is no first."""
-    if one is None:
-        return other
-    pairs: Iterator[tuple[int, int]] = zip(one, other, strict=False)
-    length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-    return one[:length]
 
 
 def _num_characters(record: Row) -> int:

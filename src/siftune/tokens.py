@@ -1,6 +1,5 @@
 """The encoded conversations on disk: one Arrow file a split, mapped into memory when read."""
 
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from numpy.typing import NDArray
 
 FOLDER = Path("data/tokens")
 FACTS = FOLDER / "facts.json"
@@ -22,7 +22,8 @@ _SCHEMA = pa.schema(
     ]
 )
 
-Row = tuple[str, list[int], list[int]]  # id, token ids, labels
+Ids = NDArray[np.int32] | list[int]
+Row = tuple[str, Ids, Ids]  # id, token ids, labels
 
 
 def batch(rows: list[Row]) -> pa.RecordBatch:
@@ -30,10 +31,8 @@ def batch(rows: list[Row]) -> pa.RecordBatch:
     ends = np.cumsum([0, *(len(input_ids) for _, input_ids, _ in rows)], dtype=np.int32)
 
     def column(place: Literal[1, 2]) -> pa.ListArray:
-        flat = array("i")
-        for row in rows:
-            flat.extend(row[place])
-        return pa.ListArray.from_arrays(ends, np.frombuffer(flat, dtype=np.int32))
+        flat = np.concatenate([np.empty(0, dtype=np.int32), *(row[place] for row in rows)])
+        return pa.ListArray.from_arrays(ends, flat.astype(np.int32, copy=False))
 
     names = pa.array([name for name, _, _ in rows], type=pa.string())
     return pa.record_batch([names, column(1), column(2)], schema=_SCHEMA)

@@ -8,6 +8,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from siftune.chat import scaffolds
 from siftune.data.faults import Fault
 
 Messages = list[dict[str, Any]]
@@ -44,23 +45,62 @@ def render(
     Raises:
         Fault: the template refuses it.
     """
-    try:
-        text: str = _compiled(tokenizer.chat_template).render(
-            messages=messages,
-            tools=tools or None,
-            documents=None,
-            add_generation_prompt=answer_next,
-            **tokenizer.special_tokens_map,
-        )
-    except jinja2.TemplateError as error:
-        raise Fault("refused by the chat template", str(error)) from None
-    return text
+    return Writer(tokenizer).render(messages, answer_next=answer_next, tools=tools)
+
+
+class Writer:
+    """Renders many conversations as `render` does, with a tokenizer that does not change.
+
+    Where the template only copies their texts, it is asked once for conversations of the same
+    roles, and the texts are put in.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._template, self._only_copies = _compiled(tokenizer.chat_template)
+        self._tokens = tokenizer.special_tokens_map
+        self._scaffolds: dict[tuple[str | bool, ...], tuple[list[str], list[int]]] = {}
+
+    def render(
+        self, messages: Messages, *, answer_next: bool, tools: Sequence[Any] | None = None
+    ) -> str:
+        """The text of a conversation; errors as for `render`."""
+        if tools or not self._only_copies or any(map(_is_more_than_text, messages)):
+            return self._rendered(messages, answer_next, tools)
+        key = (answer_next, *[message["role"] for message in messages])
+        if key not in self._scaffolds:
+            marked = [
+                {"role": message["role"], "content": scaffolds.mark(index)}
+                for index, message in enumerate(messages)
+            ]
+            self._scaffolds[key] = scaffolds.split(self._rendered(marked, answer_next, None))
+        parts, order = self._scaffolds[key]
+        parts[1::2] = [messages[index]["content"] for index in order]
+        return "".join(parts)
+
+    def _rendered(self, messages: Messages, answer_next: bool, tools: Sequence[Any] | None) -> str:
+        try:
+            text: str = self._template.render(
+                messages=messages,
+                tools=tools or None,
+                documents=None,
+                add_generation_prompt=answer_next,
+                **self._tokens,
+            )
+        except jinja2.TemplateError as error:
+            raise Fault("refused by the chat template", str(error)) from None
+        return text
+
+
+def _is_more_than_text(message: dict[str, Any]) -> bool:
+    return len(message) != 2 or not isinstance(message.get("content"), str)
 
 
 @cache
-def _compiled(template: str) -> jinja2.Template:
-    """The template in transformers' own sandbox."""
+def _compiled(template: str) -> tuple[jinja2.Template, bool]:
+    """The template in transformers' own sandbox, and whether it only copies texts."""
     compiled: jinja2.Template = _compile_jinja_template(template)
     # jinja2 copies these for every text, of a ChainMap slowly: that was a third of the time.
     compiled.globals = dict(compiled.globals)
-    return compiled
+    tree = compiled.environment.parse(template)
+    return compiled, scaffolds.only_copies_texts(tree)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from siftune.chat.masking import IGNORED, Encoded
+from siftune.chat.masking import IGNORED, Either, Encoded
 from siftune.data.faults import Fault
 
 Record = dict[str, Any]
@@ -11,11 +11,11 @@ Record = dict[str, Any]
 
 def cut(
     record: Record,
-    encoded: Encoded,
+    encoded: Either,
     rule: str,
     max_length: int,
     encode: Callable[[Record], Encoded | Fault],
-) -> Encoded | Fault | None:
+) -> Either | Fault | None:
     """What is left of a conversation that is too long; None: nothing, it is dropped.
 
     `cut_first_turns` leaves out the oldest exchanges until the rest fits, and never part of one;
@@ -24,10 +24,10 @@ def cut(
     Raises nothing; a Fault says that nothing is left to train on.
     """
     if rule == "cut_answer":
-        labels = encoded.labels[:max_length]
-        if all(label == IGNORED for label in labels):
+        left = encoded.beginning(max_length)
+        if all(label == IGNORED for label in left.labels):
             return Fault("no trained token after cutting", f"of {len(encoded.input_ids)}")
-        return Encoded(encoded.input_ids[:max_length], labels)
+        return left
     if rule == "cut_first_turns":
         for shorter in _without_first_turns(record):
             found = encode(shorter)

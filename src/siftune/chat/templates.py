@@ -86,12 +86,11 @@ def choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> PreTrain
         UserError: there is no such template, or a file's does not compile.
     """
     require(template)
-    chosen = copy.deepcopy(tokenizer)
+    chosen = _copy(tokenizer, FAMILIES.get(template or ""))
     if template is None:
         chosen.chat_template = _own(tokenizer)
     elif template in FAMILIES:
         chosen.chat_template = named(template)
-        _add_tokens(chosen, FAMILIES[template])
     else:
         chosen.chat_template = _read(OWN / template)
         _try(chosen)
@@ -168,15 +167,22 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> str:
     return text
 
 
-def _add_tokens(tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
-    stop = family.stop or tokenizer.eos_token or END_OF_TEXT
+def _copy(tokenizer: PreTrainedTokenizerBase, family: Family | None) -> PreTrainedTokenizerBase:
+    """A copy with the tokens of a family, of which the stop token ends an answer."""
+    needed = [*family.markers, family.stop or tokenizer.eos_token or END_OF_TEXT] if family else []
     found_whole = tokenizer.added_tokens_encoder
-    missing = [token for token in (*family.markers, stop) if token not in found_whole]
+    missing = [token for token in needed if token not in found_whole]
+    # The vocabulary takes long to copy, and changes only where tokens are added.
+    shares = tokenizer.is_fast and not missing
+    shared = {id(tokenizer.backend_tokenizer): tokenizer.backend_tokenizer} if shares else {}
+    chosen = copy.deepcopy(tokenizer, shared)
     if missing:
-        tokenizer.add_special_tokens(
+        chosen.add_special_tokens(
             {"extra_special_tokens": missing}, replace_extra_special_tokens=False
         )
-    tokenizer.eos_token = stop
+    if needed:
+        chosen.eos_token = needed[-1]
+    return chosen
 
 
 def _read(path: Path) -> str:
@@ -198,23 +204,21 @@ def _try(tokenizer: PreTrainedTokenizerBase) -> bool:
     Raises:
         UserError: one of the exchanges fails.
     """
-    *errors, with_system = _tried(
-        json.dumps(
+    asked = {
+        "template": tokenizer.chat_template,
+        "conversations": [
             {
-                "template": tokenizer.chat_template,
-                "conversations": [
-                    {
-                        "messages": messages,
-                        "add_generation_prompt": messages[-1]["role"] == "user",
-                        "tools": None,
-                        "documents": None,
-                        **tokenizer.special_tokens_map,
-                    }
-                    for messages in (*_beginnings(PLAIN), *_beginnings(REASONED), WITH_SYSTEM)
-                ],
+                "messages": messages,
+                "add_generation_prompt": messages[-1]["role"] == "user",
+                "tools": None,
+                "documents": None,
+                **tokenizer.special_tokens_map,
             }
-        )
-    )
+            for messages in (*_beginnings(PLAIN), *_beginnings(REASONED), WITH_SYSTEM)
+        ],
+    }
+    is_ours = any(named(name) == tokenizer.chat_template for name in FAMILIES)
+    *errors, with_system = trial.errors(asked) if is_ours else _tried(json.dumps(asked))
     for error in errors:
         if error:
             raise _refusal(f"the chat template cannot be rendered: {error}.")

@@ -38,6 +38,7 @@ def _kitoken(tokenizer: PreTrainedTokenizerBase) -> Tokenise:
     read = kitoken.Kitoken.from_tokenizers(definition)
 
     def tokenise(texts: list[str]) -> list[list[int]]:
-        return [read.encode(text, True) for text in texts]
+        ids: list[list[int]] = read.encode_all(texts, True)
+        return ids
 
     return tokenise

@@ -48,15 +48,8 @@ def environment() -> ImmutableSandboxedEnvironment:
     return sandbox
 
 
-def main() -> None:
-    """Render each conversation of stdin; print what went wrong with each, or null."""
-    for what, most in (
-        (resource.RLIMIT_CPU, CPU_SECONDS),
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(what, (most, most))
-    asked = json.load(sys.stdin)
+def errors(asked: dict[str, Any]) -> list[str | None]:
+    """Render `conversations` with `template`: what went wrong with each, or None."""
     found: list[str | None] = []
     for conversation in asked["conversations"]:
         try:
@@ -67,7 +60,18 @@ def main() -> None:
             raise  # one limit for all of it: the exit code tells
         except Exception as error:  # whatever a hostile program raises
             found.append(f"{type(error).__name__}: {error}"[:300])
-    json.dump(found, sys.stdout)
+    return found
+
+
+def main() -> None:
+    """Print the `errors` of what stands on stdin."""
+    for what, most in (
+        (resource.RLIMIT_CPU, CPU_SECONDS),
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (most, most))
+    json.dump(errors(json.load(sys.stdin)), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siftune import files
-from siftune.data import rows
+from siftune.data import checks, rows
 
 
 class Candidates:
@@ -64,12 +64,11 @@ class Candidates:
         """Each row's MinHash bands."""
         return np.concatenate(self._bands)
 
-    def lines(self) -> Iterator[tuple[str, bytes]]:
-        """Place and record of each row, as they stand on disk."""
+    def lines(self) -> Iterator[bytes]:
+        """The record of each row, as it stands on disk."""
         self._file.seek(0)
         for line in self._file:
-            place, _, body = line.partition(b"\t")
-            yield place.decode(), body
+            yield line.partition(b"\t")[2]
 
     def row(self, number: int) -> tuple[str, dict[str, Any]]:
         """Place and record of one row."""
@@ -79,7 +78,7 @@ class Candidates:
 
     def text(self, number: int) -> str:
         """All that one row says."""
-        return rows.text_of(self.row(number)[1])
+        return checks.text_of(self.row(number)[1])
 
     def place(self, number: int) -> str:
         """File and line of one row."""

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import ftfy
-from ftfy.badness import MOJIBAKE_CATEGORIES, is_bad
+from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
 
 from siftune.config import Prepare
 from siftune.data import scripts
@@ -15,8 +16,9 @@ from siftune.data.faults import Fault
 _SPECIAL = re.compile(
     r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
-# ftfy's own characters: none of them, and there is nothing for it to find, ten times as fast.
+# ftfy's own characters: all that it finds is made of one of them and a few neighbours.
 _COULD_BE_MOJIBAKE = re.compile(f"[{''.join(MOJIBAKE_CATEGORIES.values())}]")
+_REACH = 8  # characters; the longest that it looks for has 7
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -33,8 +35,8 @@ class Warned(NamedTuple):
 
 def examine(
     record: dict[str, Any], prepare: Prepare, tags: tuple[str, str]
-) -> tuple[dict[str, Any], list[Warned]]:
-    """The record, repaired and normalised as `prepare` asks, and what to look at in it.
+) -> tuple[dict[str, Any], str, list[Warned]]:
+    """The record, repaired and normalised as `prepare` asks, its text, and what to look at in it.
 
     Raises:
         Fault: a text cannot be trained on.
@@ -42,15 +44,40 @@ def examine(
     warned: list[Warned] = []
 
     def examined(text: str) -> str:
-        return _examine_text(text, prepare, tags, warned)
+        return text if sound(text) else _examine_text(text, prepare, tags, warned)
 
-    return _with_texts(record, examined), warned
+    sound = partial(_is_sound, prepare=prepare, tags=tags)
+    whole = text_of(record)
+    if sound(whole):  # of all texts together, as it is for most rows
+        return record, whole, warned
+    record = _with_texts(record, examined)
+    return record, text_of(record), warned
 
 
 def texts(record: dict[str, Any]) -> list[str]:
     """All that a record says, in order."""
-    said = [m["content"] for m in record.get("messages", []) if m["content"]]
+    said = [m["content"] for m in record.get("messages", ()) if m["content"]]
     return said + [record[key] for key in TEXTS if key in record]
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """All that a record says, as one text."""
+    return "\n".join(texts(record))
+
+
+def _is_sound(text: str, prepare: Prepare, tags: tuple[str, str]) -> bool:
+    """Whether no part of a text has anything to find."""
+    return (
+        tags[0] not in text
+        and tags[1] not in text
+        and text.replace("\n", " ").isprintable()
+        and not _special(text)
+        and (text.isascii() or not (prepare.variants or _COULD_BE_MOJIBAKE.search(text)))
+    )
+
+
+def _special(text: str) -> re.Match[str] | None:
+    return _SPECIAL.search(text) if "<" in text or "[" in text else None
 
 
 def _with_texts(record: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
@@ -74,7 +101,7 @@ def _examine_text(text: str, prepare: Prepare, tags: tuple[str, str], warned: li
     control = None if text.replace("\n", " ").isprintable() else _CONTROL.search(text)
     if control:
         raise Fault("control character", repr(text[max(0, control.start() - 20) :][:60]))
-    special = _SPECIAL.search(text) if "<" in text or "[" in text else None
+    special = _special(text)
     if special:
         warned.append(Warned("special token of some model inside the text", _around(text, special)))
     if text.isascii():
@@ -85,7 +112,7 @@ def _examine_text(text: str, prepare: Prepare, tags: tuple[str, str], warned: li
         raise Fault("lone surrogate", repr(text[max(0, error.start - 20) :][:60])) from None
     if "\ufffd" in text:
         warned.append(Warned("replacement character �, lost in an earlier decoding", text[:200]))
-    if _COULD_BE_MOJIBAKE.search(text) and is_bad(text):
+    if _is_bad(text):
         text = _mojibake(text, prepare, warned)
     if prepare.variants is None:
         return text
@@ -93,6 +120,14 @@ def _examine_text(text: str, prepare: Prepare, tags: tuple[str, str], warned: li
     if normalised != text:
         warned.append(Warned("variant characters, normalised", text[:200], normalised[:200]))
     return normalised
+
+
+def _is_bad(text: str) -> bool:
+    """As ftfy's `is_bad`, which looks everywhere, though of its characters there are few."""
+    return any(
+        BADNESS_RE.search(text, max(0, found.start() - _REACH), found.end() + _REACH)
+        for found in _COULD_BE_MOJIBAKE.finditer(text)
+    )
 
 
 def _mojibake(text: str, prepare: Prepare, warned: list[Warned]) -> str:

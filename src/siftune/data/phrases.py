@@ -42,7 +42,7 @@ def shared(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     found: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for (said, asked), (_, answer) in zip(runs, pairs, strict=True):
-        for phrase in set(_phrases(said, frequent - asked)):
+        for phrase in dict.fromkeys(_phrases(said, frequent - asked)):
             found[phrase] += 1
             examples.setdefault(phrase, answer)
     listed: list[dict[str, Any]] = [
@@ -61,7 +61,7 @@ def shared(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def _runs(text: str) -> list[tuple[str, ...]]:
     found = words(text)
-    return [tuple(found[i : i + _RUN]) for i in range(len(found) - _RUN + 1)]
+    return list(zip(*(found[place:] for place in range(_RUN)), strict=False))
 
 
 def _phrases(said: list[tuple[str, ...]], frequent: set[tuple[str, ...]]) -> Iterator[str]:

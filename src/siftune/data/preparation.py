@@ -188,16 +188,15 @@ def _copies(candidates: Candidates, drawn: NDArray[np.bool_], data: Data) -> NDA
 def _write(
     candidates: Candidates, copies: NDArray[np.int64], folder: Path, prepared: Prepared
 ) -> None:
-    splits = candidates.splits
     with ExitStack() as stack:
-        written = {
-            split: stack.enter_context((folder / f"{split}.jsonl").open("wb"))
-            for split in rows.SPLITS
-        }
-        for row, (_, body) in enumerate(candidates.lines()):
-            split = rows.SPLITS[splits[row]]
-            written[split].write(body * int(copies[row]))
-            prepared.splits[split] += int(copies[row])
+        written = [
+            stack.enter_context((folder / f"{split}.jsonl").open("wb")) for split in rows.SPLITS
+        ]
+        each = zip(candidates.lines(), candidates.splits.tolist(), copies.tolist(), strict=True)
+        for line, split, number in each:
+            written[split].write(line * number)
+    for split, name in enumerate(rows.SPLITS):
+        prepared.splits[name] = int(copies[candidates.splits == split].sum())
     prepared.num_copies = int(np.maximum(copies - 1, 0).sum())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from siftune import files, parallel
 from siftune.config import Prepare
-from siftune.data import containers, leaks, near_duplicates, rows
+from siftune.data import checks, containers, leaks, near_duplicates, rows
 from siftune.data.candidates import Candidates
 from siftune.data.words import Hashes, runs, words
 from siftune.stage import UserError
@@ -102,7 +102,7 @@ def _leaking(candidates: Candidates, num_words: int, whole: Whole) -> None:
     shared = partial(_shared, num_words=num_words, held_out=held_out)
     training = (
         (row, body)
-        for row, (_, body) in enumerate(candidates.lines())
+        for row, body in enumerate(candidates.lines())
         if not is_test[row] and row not in whole.refused
     )
     batches = iter(lambda: list(islice(training, BATCH)), [])
@@ -120,7 +120,7 @@ def _leaking(candidates: Candidates, num_words: int, whole: Whole) -> None:
 def _shared(
     batch: list[tuple[int, bytes]], *, num_words: int, held_out: Hashes
 ) -> list[tuple[int, leaks.Shared]]:
-    found = runs([rows.text_of(files.parse(body)) for _, body in batch], num_words)
+    found = runs([checks.text_of(files.parse(body)) for _, body in batch], num_words)
     each = np.split(found.hashes, found.ends[:-1])
     common = [leaks.shared(hashes, held_out) for hashes in each]
     return [(row, one) for (row, _), one in zip(batch, common, strict=True) if len(one.runs)]

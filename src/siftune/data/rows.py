@@ -114,7 +114,7 @@ def examine(batch: Batch, data: Data, prepare: Prepare) -> Examined:
             if isinstance(row, containers.Unreadable):
                 raise row.fault
             record, notes = formats.convert(row.values, batch.file.format, columns, tags)
-            record, warned = checks.examine(record, prepare, tags)
+            record, text, warned = checks.examine(record, prepare, tags)
         except Fault as fault:
             values = row.text if isinstance(row, containers.Unreadable) else row.values
             examined.rejected.append(
@@ -123,8 +123,9 @@ def examine(batch: Batch, data: Data, prepare: Prepare) -> Examined:
             continue
         for note in notes:
             examined.warn(note, row.place)
-        for what, text, repaired in warned:
-            examined.warn(what, row.place, text=text, repaired=repaired)
+        for what, said, repaired in warned:
+            examined.warn(what, row.place, text=said, repaired=repaired)
+        examined.texts.append(text)
         _keep(record, row.place, batch.file.split, prepare, examined)
     examined.characters = scripts.characters("".join(examined.texts))
     if prepare.near_duplicates is not None and examined.texts:
@@ -133,33 +134,30 @@ def examine(batch: Batch, data: Data, prepare: Prepare) -> Examined:
     return examined
 
 
-def split_of(group: str, shares: Prepare) -> str:
+def split_of(group: int, shares: Prepare) -> str:
     """The split of a group, from its hash alone: adding rows never moves a row to another split."""
-    position = int.from_bytes(_digest(group)[:8], "big") / 2**64
+    position = group / 2**64
     if position < shares.test:
         return "test"
     return "validation" if position < shares.test + shares.validation else "train"
-
-
-def text_of(record: dict[str, Any]) -> str:
-    """All that a record says."""
-    return "\n".join(checks.texts(record))
 
 
 def _keep(
     record: dict[str, Any], place: str, split: str | None, prepare: Prepare, examined: Examined
 ) -> None:
     group = str(record.pop("group"))
+    number = _number(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest())
     said = _as_json(record)
     digest = hashlib.sha256(said).digest()
-    text = text_of(record)
-    chosen = split or split_of(group, prepare)
     head = orjson.dumps({"id": digest.hex()[:16], "group": group})
     examined.lines.append(b"%b\t%b,%b\n" % (place.encode(), head[:-1], said[1:]))
-    examined.ids.append(int.from_bytes(digest[:8], "big"))
-    examined.groups.append(int.from_bytes(_digest(group)[:8], "big"))
-    examined.splits.append(SPLITS.index(chosen))
-    examined.texts.append(text)
+    examined.ids.append(_number(digest))
+    examined.groups.append(number)
+    examined.splits.append(SPLITS.index(split or split_of(number, prepare)))
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
 
 
 def _held_out_split(path: Path) -> str | None:
@@ -173,10 +171,6 @@ def _as_json(record: dict[str, Any]) -> bytes:
         return orjson.dumps(record)
     except TypeError:  # a number of more than 64 bits
         return json.dumps(record, ensure_ascii=False).encode()
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _detect(path: Path, root: Path, columns: dict[Any, str]) -> str:
