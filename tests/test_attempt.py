@@ -7,7 +7,7 @@ import pytest
 
 from siftune.resume import attempt, stopping
 from siftune.resume.fingerprint import Fingerprint
-from siftune.stage import RunAgain, UserError
+from siftune.stage import RunAgain, StartAgain, UserError
 
 HERE = Fingerprint({"params": {"sft": {"learning_rate": 0.2}}})
 THERE = Fingerprint({"params": {"sft": {"learning_rate": 0.1}}})
@@ -40,6 +40,7 @@ def train(made_of: Fingerprint, error: BaseException | None = None) -> None:
         (None, {"ended": "finished", "step": 5}),
         (RunAgain("stopped"), {"ended": "stopped", "step": 5}),
         (SystemExit(75), {"ended": "stopped", "step": 5}),
+        (StartAgain("smaller"), {"ended": "stopped", "step": 5}),
         (ValueError("a\nb"), {"ended": "crashed", "step": 5, "error": "ValueError: a"}),
         (UserError(""), {"ended": "crashed", "step": 5, "error": "UserError"}),
     ],

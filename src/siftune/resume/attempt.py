@@ -18,7 +18,7 @@ from siftune import files
 from siftune.resume import agreement, stopping
 from siftune.resume.checkpoints import Checkpoint, Store
 from siftune.resume.fingerprint import WORK, Fingerprint, differences
-from siftune.stage import RunAgain, UserError
+from siftune.stage import RunAgain, StartAgain, UserError
 
 MAX_WITHOUT_PROGRESS = 3
 STARTS, MADE_OF, MICRO_BATCH = "starts.jsonl", "fingerprint.json", "micro_batch.json"
@@ -115,7 +115,7 @@ def of(made_of: Fingerprint, save_every: str) -> Iterator[Attempt]:
         end = attempt.ended if agreement.is_first() else lambda *_: None
         try:
             yield attempt
-        except (RunAgain, SystemExit):
+        except (RunAgain, StartAgain, SystemExit):
             end("stopped")
             raise
         except BaseException as error:
