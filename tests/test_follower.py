@@ -234,14 +234,13 @@ def test_a_server_killed_midway_gets_it_all_later(workspace, server, login, caps
     wrong.mkdir()
     shutil.copy("params.yaml", wrong)
     refused = start(server.address, wrong, MLFLOW_TRACKING_PASSWORD="canary-that-is-wrong")
+    assert finish(refused, wrong).count("error code 401") == 1
     process = start(server.address, workspace)
     wait_for(lambda: runs() and "loss" in runs()[0].data.metrics)
     server.kill()
     told = finish(process, workspace)
     assert told.count("MLflow does not answer as it should") == 1
     assert told.count("`siftune sync` completes it") == 1
-    told = finish(refused, wrong)
-    assert told.count("error code 401") == 1
     server.start()
     (run,) = runs()
     assert run.info.status == "RUNNING"
