@@ -5,6 +5,7 @@ package of its own workspace: nothing of siftune is imported before the fork.
 """
 
 import ctypes
+import faulthandler
 import os
 import runpy
 import signal
@@ -100,6 +101,7 @@ def fork(
         for handle, path in ((1, f"{log}.out"), (2, f"{log}.err")):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), handle)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        faulthandler.enable(2)  # where a library crashed, if one does
         become_new(environment)
         code = run_to_code(run)
     finally:
