@@ -120,7 +120,7 @@ def _holder() -> tuple[lock.Holder | None, str]:
 
 def _runs() -> list[tuple[Path, dict[str, Any]]]:
     """Folder and run.json of each tracked run, the oldest first."""
-    records = sorted((WORK / "runs").glob(f"*/{mirror.RECORD}"))
+    records = sorted((WORK / "runs").glob(f"[0-9]*/{mirror.RECORD}"))
     return [(path.parent, _read(path)) for path in records]
 
 

@@ -179,6 +179,14 @@ def _open(
         "tags": {**provenance.tags(params), "siftune.stage": name},
         "results": {},
     }
+    if not folder.exists():
+        # Whole or absent: a stage that is killed here leaves no run.
+        for left in RUNS.glob(".*.tmp"):
+            shutil.rmtree(left)
+        aside = RUNS / f".{folder.name}.tmp"
+        aside.mkdir(parents=True)
+        files.write_json(aside / mirror.RECORD, record)
+        aside.rename(folder)
     files.write_json(folder / mirror.RECORD, record)
     return folder, record
 
@@ -197,7 +205,7 @@ def _earlier(
 def read_runs() -> list[tuple[Path, dict[str, Any]]]:
     """The folder and the run.json of every run of this repository, the oldest first."""
     found = []
-    for path in sorted(RUNS.glob(f"*/{mirror.RECORD}")):
+    for path in sorted(RUNS.glob(f"[0-9]*/{mirror.RECORD}")):
         record = files.read_json(path)
         if "identity" in record:  # earlier versions pushed their runs themselves
             found.append((path.parent, record))
@@ -208,7 +216,6 @@ def _new(name: str) -> tuple[Path, dict[str, Any]]:
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     # A process id is not enough: in containers all are 1.
     folder = RUNS / f"{stamp}-{name}-{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
     return folder, {
         "run": folder.name,
         "stage": name,

@@ -13,6 +13,7 @@ from trial import HANG, Trial
 
 TRAINING_SECONDS = 16.0
 COMMIT_SECONDS = 1.0
+DVCS_OWN = "join() argument must be str, bytes, or os.PathLike object, not 'NoneType'"
 CLEAN = "Data and pipelines are up to date."
 
 
@@ -43,6 +44,14 @@ def commit_killed(trial: Trial) -> None:
     first.kill()
     second = trial.dvc("repro", "--single-item", "prepare")
     code = second.wait(3 * HANG)
+    if DVCS_OWN in second.err:
+        # What docs/troubleshooting.md says: DVC does not get over an empty folder of its own.
+        trial.notes.append("DVC left an empty folder in its run cache; it was removed")
+        for empty in (folder / ".dvc/cache/runs").glob("*/*"):
+            if not any(empty.iterdir()):
+                empty.rmdir()
+        second = trial.dvc("repro", "--single-item", "prepare")
+        code = second.wait(3 * HANG)
     must(code == 0, f"the next dvc repro ended with {code}: {second.out[-300:]}{second.err[-900:]}")
     must(promise.describe(folder / "data/prepared") == expected, "it left something else")
     promise.check_nothing_left(folder)
