@@ -6,7 +6,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ ROOT = Path(__file__).parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that takes longest begins first, so that the others fill the time beside it."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heard_again() -> Iterator[None]:
+    """A stage that ran in this process ignores them; what later tests start would inherit that."""
+    handlers = {number: signal.getsignal(number) for number in stage.STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,12 @@ import os
 import runpy
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-from siftune.stage import STOP_SIGNALS
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -163,15 +160,12 @@ def test_wrong_params_end_in_one_message_and_78(
     before = (workspace / "params.yaml").read_text()
     change(workspace, section, **values)
     monkeypatch.chdir(workspace)
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         # The script itself; in this process, where the libraries are loaded.
         with pytest.raises(SystemExit) as ended:
             runpy.run_path("train/check.py", run_name="__main__")
     finally:
         (workspace / "params.yaml").write_text(before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     assert ended.value.code == 78
     assert message in capsys.readouterr().err
 

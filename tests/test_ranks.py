@@ -1,6 +1,5 @@
 """Several processes of one training: started, told, ended together. No training is needed."""
 
-import contextlib
 import json
 import os
 import signal
@@ -177,12 +176,8 @@ def test_a_signal_before_the_ranks_can_hear_it_is_no_failure():
         with launched("save_when_told()", at_work=False) as launcher:
             time.sleep(seconds)
             launcher.send_signal(signal.SIGUSR1)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                launcher.wait(timeout=30)
-            # Python may lose one while it starts; as a cluster does, say it again.
-            launcher.send_signal(signal.SIGUSR1)
             # Before the launcher itself can hear it, it is ended by it: nothing has begun.
-            assert launcher.wait(timeout=30) in (75, -signal.SIGUSR1)
+            assert launcher.wait(timeout=60) in (75, -signal.SIGUSR1)
 
 
 def test_the_first_one_saves_for_as_long_as_it_takes():
