@@ -12,7 +12,7 @@ help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: .venv/ready ## the whole pipeline on the embedded model: base against tuned, and a report
-	dvc repro
+	siftune repro
 	siftune summary
 
 test: .venv/ready ## the tests
@@ -39,8 +39,8 @@ lock: ## resolve pyproject.toml anew into containers/locks (needs uv)
 llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for running them
 	containers/llama.sh build
 
-cluster: ## a Debian root with llama.cpp under work/, for the tests against it (needs mmdebstrap and root)
-	tests/cluster/sid_root.sh llama.cpp-tools
+cluster: ## a shell on the login node of a Slurm cluster of four nodes, all on this machine (needs root)
+	$(PYTHON) tests/cluster/cluster.py
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 ui: .venv/ready ## MLflow on http://127.0.0.1:5000

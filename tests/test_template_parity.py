@@ -25,13 +25,11 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module")
 def sid_root() -> Path:
     """The Debian root with llama.cpp's server; it is made when it can be."""
-    made = subprocess.run(
-        [HERE / "cluster/sid_root.sh", "llama.cpp-tools"], capture_output=True, text=True
-    )
+    made = subprocess.run([HERE / "cluster/root.sh", "sid"], capture_output=True, text=True)
     if made.returncode == 78:
         pytest.skip(made.stderr.splitlines()[-1])
     assert made.returncode == 0, made.stderr
-    return HERE.parent / made.stdout.strip()
+    return Path(made.stdout.strip())
 
 
 @pytest.fixture(scope="module")
