@@ -7,7 +7,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,37 @@ def readme_commands() -> Callable[[Path], list[str]]:
         return [line for block in blocks for line in block.splitlines() if line]
 
     return commands
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A hub on loopback; HF_ENDPOINT names it, for processes that a test starts."""
+
+    root: Path
+    commit: str = "c0ffee" + "0" * 34
+
+    def publish(self, kind: str, name: str, files: dict[str, bytes]) -> None:
+        """Serve a repository; kind: models or datasets."""
+        for file, content in files.items():
+            path = self.root / kind / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with nothing in it yet, and an empty HF_HOME."""
+    root = tmp_path_factory.mktemp("hub")
+    command = [sys.executable, str(ROOT / "tests" / "fake_hub.py"), str(root)]
+    with (root / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    monkeypatch.setenv("HF_ENDPOINT", server.stdout.readline().strip())
+    monkeypatch.setenv("HF_HOME", str(root / "home"))
+    for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    yield Hub(root)
+    server.kill()
+    server.communicate()
 
 
 @pytest.fixture(scope="session")

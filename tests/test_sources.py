@@ -1,11 +1,8 @@
-"""Every scheme of model.source and data.source; the hub is a small server on loopback."""
+"""Every scheme of model.source and data.source; the hub is a server on loopback (`fake_hub.py`)."""
 
-import hashlib
-import http.server
-import json
+import shutil
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from siftune import files, sources
 from siftune.config import Data, Source
 from siftune.stage import UserError
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMIT = "c0ffee" + "0" * 34
 DATA = Data(
     name="d", path="data/raw", sources=[Source(source="generate:word-problems")],
     reasoning_tags=["<think>", "</think>"], num_examples=8, seed=1,
@@ -29,84 +26,53 @@ def data_from(source: str, **changes) -> Data:
 CHECKED = {"model_source": ".", "model_revision": None}
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as snapshot_download asks of it: one repository with three files."""
-
-    files = {"config.json": b"{}", "model.safetensors": b"weights", "evil.bin": b"pickle"}  # noqa: RUF012
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, *, body: bool):
-        name = self.path.rsplit("/", 1)[-1]
-        if "/api/" in self.path and "/revision/" in self.path:
-            siblings = [{"rfilename": name} for name in self.files]
-            content = json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode()
-        elif "/resolve/" in self.path and name in self.files:
-            content = self.files[name]
-        elif "/tree/" in self.path:
-            content = json.dumps(
-                [
-                    {"type": "file", "path": name, "size": len(data), "oid": "0"}
-                    for name, data in self.files.items()
-                ]
-            ).encode()
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def in_process(hub):
     """Run code in a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    hub.publish(
+        "models", "org/model",
+        {"config.json": b"{}", "model.safetensors": b"weights", "evil.bin": b"pickle"},
+    )  # fmt: skip
 
     def run(code: str) -> subprocess.CompletedProcess:
         code = f"from siftune import sources, stage\nstage.run(lambda: print({code}))"
         return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
 
-    yield run
-    server.shutdown()
+    return run
 
 
-def test_a_hub_model_comes_from_the_mirror_without_its_pickles_and_stays(hub, monkeypatch):
-    done = hub(f"sources.model_files('org/model', '{COMMIT}')")
+def test_a_hub_model_comes_from_the_mirror_without_its_pickles_and_stays(in_process, monkeypatch):
+    done = in_process(f"sources.model_files('org/model', '{COMMIT}')")
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    again = hub(f"sources.model_files('org/model', '{COMMIT}', offline=True)")
+    again = in_process(f"sources.model_files('org/model', '{COMMIT}', offline=True)")
     assert again.stdout == done.stdout
 
 
-def test_offline_and_not_cached_says_how_to_prefetch(hub, monkeypatch):
+def test_a_node_without_a_network_takes_what_was_fetched_whoever_fetched_it(
+    in_process, hub, monkeypatch
+):
+    fetched = in_process(f"sources.model_files('org/model', '{COMMIT}')")
+    # What an older huggingface_hub leaves has no list of the repository's files.
+    shutil.rmtree(hub.root / "home/hub/models--org--model/trees")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = hub(f"sources.model_files('org/model', '{COMMIT}')")
+    assert in_process(f"sources.model_files('org/model', '{COMMIT}')").stdout == fetched.stdout
+
+
+def test_offline_and_not_cached_says_how_to_prefetch(in_process, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = in_process(f"sources.model_files('org/model', '{COMMIT}')")
     assert done.returncode == 78
-    assert "dvc repro fetch" in done.stderr
+    assert "siftune fetch --all" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_hub_that_does_not_answer_is_the_same_clear_error(hub, monkeypatch):
+def test_a_hub_that_does_not_answer_is_the_same_clear_error(in_process, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    done = hub(f"sources.model_files('org/model', '{COMMIT}')")
-    assert (done.returncode, "dvc repro fetch" in done.stderr) == (78, True)
+    done = in_process(f"sources.model_files('org/model', '{COMMIT}')")
+    assert (done.returncode, "siftune fetch --all" in done.stderr) == (78, True)
 
 
 def test_modelscope_is_asked_for_what_is_parsed_only(monkeypatch, tmp_path):
@@ -123,6 +89,10 @@ def test_modelscope_is_asked_for_what_is_parsed_only(monkeypatch, tmp_path):
     assert (asked["name"], asked["revision"]) == ("org/m", "v1")
     assert "*.safetensors" in asked["allow_patterns"]
     assert not any(pattern in asked["allow_patterns"] for pattern in ("*.bin", "*.py", "*"))
+    assert not asked["local_files_only"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    sources.model_files("modelscope:org/m", "v1")
+    assert asked["local_files_only"]
 
 
 @pytest.mark.parametrize("source", ["org/model", "modelscope:org/model"])

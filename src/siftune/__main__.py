@@ -27,6 +27,11 @@ def main() -> None:
     sync = commands.add_parser("sync", help="what MLflow does not have yet of the runs here")
     sync.add_argument("address", nargs="?", metavar="URI", help="instead of MLFLOW_TRACKING_URI")
     sync.set_defaults(run=_sync)
+    fetch = commands.add_parser("fetch", help="what nodes without a network will need")
+    fetch.add_argument(
+        "--all", action="store_true", required=True, help="model, data, and data of benchmarks"
+    )
+    fetch.set_defaults(run=_fetch)
     arguments = parser.parse_args()
     run: Callable[[argparse.Namespace], None] = arguments.run
     stage.run(lambda: run(arguments), ends_with_dvc=False)
@@ -60,6 +65,12 @@ def _sync(arguments: argparse.Namespace) -> None:
     from siftune import sync
 
     sync.main(arguments.address)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from siftune import fetching
+
+    fetching.main()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,22 @@ def load_tasks(names: list[str]) -> TaskManager:
     Raises:
         UserError: a task is unknown, its data cannot be had, or it needs more than a text model.
     """
+    tasks = find_tasks(names)
+    for name, task in loaded(tasks, names).items():
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+            raise UserError(
+                f"params.yaml: benchmark.tasks: {name} runs code that the model writes, or shows "
+                "it images or sound. Only text tasks that run no code are done here."
+            )
+    return tasks
+
+
+def find_tasks(names: list[str]) -> TaskManager:
+    """lm-eval's index of tasks, after all of `names` were found; no data is loaded.
+
+    Raises:
+        UserError: a task is unknown.
+    """
     tasks = TaskManager(include_path=TASKS, include_defaults=False)
     if not set(names) <= set(tasks.all_tasks):
         # lm-eval's own index takes 20 seconds to read.
@@ -44,23 +60,22 @@ def load_tasks(names: list[str]) -> TaskManager:
                 f"Near it: {', '.join(near) or 'nothing'}. "
                 f"`lm_eval ls tasks` lists lm-eval's tasks; ours are in {TASKS}."
             )
-    for name, task in _loaded(tasks, names).items():
-        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            raise UserError(
-                f"params.yaml: benchmark.tasks: {name} runs code that the model writes, or shows "
-                "it images or sound. Only text tasks that run no code are done here."
-            )
     return tasks
 
 
-def _loaded(tasks: TaskManager, names: list[str]) -> dict[str, Any]:
+def loaded(tasks: TaskManager, names: list[str]) -> dict[str, Any]:
+    """The tasks of these names, those of groups one by one, with their data.
+
+    Raises:
+        UserError: their data cannot be had.
+    """
     listed = ", ".join(names)
     try:
         return dict(tasks.load(names)["tasks"])
     except ConnectionError as error:
         raise UserError(
             f"params.yaml: benchmark.tasks: the data of {listed} is not on this disk, and the hub "
-            f"does not answer: {error}. Run `dvc repro benchmark` where the hub is in reach, with "
+            f"does not answer: {error}. Run `siftune fetch --all` where the hub is in reach, with "
             f"HF_HOME on a disk that this machine sees. The tasks in {TASKS} need no hub."
         ) from None
     except (OSError, ImportError, ValueError) as error:

@@ -49,15 +49,27 @@ def fetch_data(data: Data, folder: Path) -> None:
     """
     for number, source in enumerate(data.sources):
         own = folder / str(number) if len(data.sources) > 1 else folder
-        scheme, _, rest = source.source.partition(":")
-        if scheme == "generate":
-            _generate(rest, data, own)
-        elif scheme == "hub":
-            _copy(_hub(rest, source.revision, kind="dataset"), own)
-        elif scheme == "modelscope":
-            _copy(_modelscope(rest, source.revision, kind="dataset"), own)
+        snapshot = data_files(source)
+        if snapshot is not None:
+            _copy(snapshot, own)
         elif source.source != "local":
-            raise UserError(_unknown_scheme(source.source))
+            _generate(source.source.removeprefix("generate:"), data, own)
+
+
+def data_files(source: Source, *, offline: bool = False) -> Path | None:
+    """The folder of a hub's data set on this disk, fetched if need be; None: it is on no hub.
+
+    Raises:
+        UserError: as for `model_files`.
+    """
+    scheme, _, rest = source.source.partition(":")
+    if scheme == "hub":
+        return _hub(rest, source.revision, kind="dataset", offline=offline)
+    if scheme == "modelscope":
+        return _modelscope(rest, source.revision, kind="dataset", offline=offline)
+    if source.source == "local" or scheme == "generate":
+        return None
+    raise UserError(_unknown_scheme(source.source))
 
 
 def check(*, model_source: str, model_revision: str | None, data: Data) -> None:
@@ -116,6 +128,7 @@ def _package_file(name: str, revision: str | None) -> Path:
 def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -> Path:
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     section = "model" if kind == "model" else "data.sources"
@@ -128,7 +141,7 @@ def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -
                 repo_type=kind,
                 revision=revision,
                 allow_patterns=MODEL_FILES if kind == "model" else DATA_FILES,
-                local_files_only=offline,
+                local_files_only=offline or HF_HUB_OFFLINE,
             )
         )
     except HFValidationError as error:
@@ -140,6 +153,8 @@ def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -
 
 
 def _modelscope(name: str, revision: str | None, *, kind: str, offline: bool = False) -> Path:
+    # ModelScope has no such switch of its own.
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from modelscope import snapshot_download
 
     section = "model" if kind == "model" else "data.sources"
@@ -152,7 +167,7 @@ def _modelscope(name: str, revision: str | None, *, kind: str, offline: bool = F
                 revision=revision,
                 repo_type=kind,
                 allow_patterns=MODEL_FILES if kind == "model" else DATA_FILES,
-                local_files_only=offline,
+                local_files_only=offline or HF_HUB_OFFLINE,
             )
         )
     except (OSError, ValueError) as error:
@@ -169,8 +184,8 @@ def _unpinned(section: str, name: str) -> str:
 def _unreachable(section: str, name: str, revision: str, error: Exception) -> str:
     return (
         f"params.yaml: {section}: {name} at {revision} is neither on this disk nor "
-        "reachable. On a machine with a network (a login node) run `dvc repro fetch` here, with "
-        f"HF_HOME on a file system that the nodes see; HF_ENDPOINT names a mirror.\n  {error}"
+        "reachable. Run `siftune fetch --all` here on a machine with a network (a login node), "
+        f"with HF_HOME on a file system that the nodes see; HF_ENDPOINT names a mirror.\n  {error}"
     )
 
 
