@@ -15,67 +15,26 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siftune/cluster"
 NODES = ("n1", "n2", "n3", "n4")
 HOME = Path("/home/user")  # inside
-# Nobody else's: a cluster of another run on this machine is none of ours.
-SPACES = ("mount", "pid", "uts", "net", "ipc")
+USER = 1000
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"}
+SPACES = ("--pid", "--uts", "--net", "--ipc")
 
 
 class Cluster:
-    """Give it to `with`. Its files are in `folder`; the home of its user is `home`."""
+    """A cluster that runs (`up`). Its files are in `folder`; the home of its user is `home`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
-        self.home = self.folder / "home"  # HOME, seen from outside
-        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def __enter__(self) -> "Cluster":
-        shutil.rmtree(self.folder / "inside", ignore_errors=True)
-        shutil.copytree(HERE / "inside", self.folder / "inside")
-        (self.folder / "ready").unlink(missing_ok=True)
-        spaces = [f"--{space}" for space in SPACES if space != "mount"]
-        # Killed with this process, even if that is killed itself; all others are killed with it.
-        self._starter = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", *spaces, "--fork", "--kill-child",
-             HERE / "in_sid_root.sh", self.folder, "/mnt/inside/login.sh"],
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            self._until((self.folder / "ready").exists, "the login node is up")
-            [self._login] = _children(self._starter.pid)
-            for name in NODES:
-                self.start_node(name)
-            self._until(lambda: self._idle() == set(NODES), "all nodes are idle")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._starter.kill()
-        self._starter.wait()
-        for node in self._nodes.values():
-            node.wait()
-
-    def start_node(self, name: str) -> None:
-        """Switch a node on."""
-        own = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
-        self._nodes[name] = subprocess.Popen(
-            [*self._inside(), *own, "/mnt/inside/node.sh", name], stdin=subprocess.DEVNULL
-        )
-
-    def kill_node(self, name: str) -> None:
-        """Pull the plug of a node: its processes are gone, and it says nothing to anybody."""
-        # nsenter → unshare → the first process of the node
-        [unshare] = _children(self._nodes[name].pid)
-        os.kill(unshare, 9)
-        self._nodes[name].wait()
+        self.folder = folder
+        self.home = folder / "home"  # HOME, seen from outside
+        self._login = int((folder / "login.pid").read_text())
 
     def as_root(self, *command: str) -> str:
         """The output of a command of the administrator, on the login node."""
@@ -93,79 +52,95 @@ class Cluster:
 
     def user_command(self, command: str = "", **environment: str) -> list[str]:
         """What runs a command line, or without one a shell, as the user on the login node."""
-        names = {"HOME": str(HOME), "USER": "user", "LOGNAME": "user", "SHELL": "/bin/bash",
-                 "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8",
-                 "TERM": os.environ.get("TERM", "dumb")} | environment  # fmt: skip
-        shell = ["bash", "-c", f"cd {HOME} && {command}"] if command else ["bash"]
+        surroundings = {
+            "HOME": str(HOME), "USER": "user", "LOGNAME": "user", "SHELL": "/bin/bash",
+            "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
+            "TERM": os.environ.get("TERM", "dumb"), **environment,
+        }  # fmt: skip
         person = ["setpriv", "--reuid", "user", "--regid", "user", "--init-groups"]
-        setting = [
-            "env",
-            "-i",
-            f"--chdir={HOME}",
-            *(f"{key}={value}" for key, value in names.items()),
-        ]
-        return [*self._inside(), *person, *setting, *shell]
+        setting = ["env", "-i", f"--chdir={HOME}", *map("=".join, surroundings.items())]
+        return [*self._inside(), *person, *setting, "bash", *(["-c", command] if command else [])]
 
     def sbatch(self, arguments: str, folder: str = ".", **environment: str) -> int:
-        """Submit; the job's number. `arguments` is what the user types after `sbatch`."""
+        """Submit in a folder of the home what stands after `sbatch`; the job's number."""
         said = self.ok(f"cd {shlex.quote(folder)} && sbatch {arguments}", **environment)
-        return int(re.search(r"Submitted batch job (\d+)", said)[1])
+        number = int(re.findall(r"Submitted batch job (\d+)", said)[0])
+        with (self.folder / "submitted").open("a") as file:
+            print(number, os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0], file=file)
+        return number
 
     def job(self, number: int | str) -> dict[str, str]:
         """What Slurm knows of a job: JobState, Reason, Restarts, ExitCode, NodeList, …"""
         shown = self.as_root("scontrol", "show", "job", "--oneliner", str(number))
         return dict(word.partition("=")[::2] for word in shown.split() if "=" in word)
 
-    def wait(self, number: int, seconds: float = 180) -> dict[str, str]:
+    def wait(self, number: int, seconds: float = 240) -> dict[str, str]:
         """The job once it is over."""
-        self._until(lambda: self.job(number)["JobState"] in OVER, f"job {number} is over", seconds)
+        until(lambda: self.job(number)["JobState"] in OVER, f"job {number} is over", seconds)
         return self.job(number)
 
     def log(self, number: int) -> str:
         """The output of a job so far."""
-        path = self.job(number)["StdOut"]
-        return self.outside(path).read_text(errors="replace")
-
-    def outside(self, path: str | Path) -> Path:
-        """Where a path of the user's home is, outside."""
-        return self.home / Path(path).relative_to(HOME)
+        path = self.home / Path(self.job(number)["StdOut"]).relative_to(HOME)
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def attempts(self) -> int:
         """How often anything in the cluster has tried to reach something outside of it."""
-        counts = 0
-        for line in self.as_root("cat", "/proc/net/snmp6").splitlines():
-            counts += int(line.split()[1]) if line.startswith("Ip6OutNoRoutes") else 0
-        names, values = (
-            line.split()
-            for line in self.as_root("cat", "/proc/net/snmp").splitlines()
-            if line.startswith("Ip:")
-        )
-        return counts + int(dict(zip(names, values, strict=True))["OutNoRoutes"])
+        rows = [line.split() for line in self.as_root("cat", "/proc/net/snmp").splitlines()]
+        names, values = (row for row in rows if row[0] == "Ip:")
+        six = dict(line.split() for line in self.as_root("cat", "/proc/net/snmp6").splitlines())
+        return int(values[names.index("OutNoRoutes")]) + int(six["Ip6OutNoRoutes"])
 
-    def _inside(self) -> list[str]:
-        return [
-            "nsenter",
-            f"--target={self._login}",
-            *(f"--{space}" for space in SPACES),
-            "--wdns=/",
-        ]
+    def switch(self, node: str, how: str) -> None:
+        """A node is switched "on"; "off": as if its plug were pulled."""
+        self.as_root("/mnt/inside/power.sh", how, node)
 
-    def _idle(self) -> set[str]:
-        shown = self.as_root("sinfo", "--Node", "--noheader", "--format=%N %t", "-p", "normal")
+    def idle(self) -> set[str]:
+        """The nodes that wait for work."""
+        shown = self.as_root("sinfo", "--Node", "--noheader", "--format=%N %t", "--partition=all")
         return {line.split()[0] for line in shown.splitlines() if line.split()[1] == "idle"}
 
-    def _until(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if self._starter.poll() is not None:
-                raise RuntimeError(f"the cluster has ended before {what}")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{seconds:.0f} s, and not yet: {what}")
-            time.sleep(0.2)
+    def _inside(self) -> list[str]:
+        return ["nsenter", f"--target={self._login}", "--mount", *SPACES, "--wdns=/"]
 
 
-def _children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+@contextmanager
+def up(folder: Path) -> Iterator[Cluster]:
+    """Bring a cluster up, and down; what is in `folder`/home is there."""
+    shutil.rmtree(folder / "inside", ignore_errors=True)
+    shutil.copytree(HERE / "inside", folder / "inside")
+    (folder / "ready").unlink(missing_ok=True)
+    # It is killed with this process, even if this is killed; and all others are killed with it.
+    starter = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", "unshare", *SPACES, "--fork", "--kill-child",
+         HERE / "in_sid_root.sh", folder, "/mnt/inside/login.sh"],
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        # Making the root takes its time, where there is none yet.
+        until((folder / "ready").exists, "the login node is up", 600, starter)
+        children = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text()
+        (folder / "login.pid").write_text(children)
+        cluster = Cluster(folder)
+        until(lambda: cluster.idle() == set(NODES), "all nodes are idle", 60, starter)
+        yield cluster
+    finally:
+        starter.kill()
+        starter.wait()
+
+
+def until(
+    condition: Callable[[], bool],
+    what: str,
+    seconds: float,
+    starter: "subprocess.Popen[bytes] | None" = None,
+) -> None:
+    """Wait until it is true; not for longer than so many seconds, nor if the starter has ended."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert starter is None or starter.poll() is None, f"the cluster ended before {what}"
+        assert time.monotonic() < deadline, f"{seconds:.0f} s, and not yet: {what}"
+        time.sleep(0.2)
 
 
 def _checked(command: list[str]) -> str:
@@ -183,7 +158,7 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"{folder} is in use: a cluster's shell is open already.")
-        with Cluster(folder) as cluster:
+        with up(folder) as cluster:
             print(f"The home of its user is {cluster.home} outside.", file=sys.stderr)
             return subprocess.run(cluster.user_command(shlex.join(sys.argv[1:]))).returncode
 

@@ -12,7 +12,7 @@ sid=(apptainer squashfs-tools squashfuse fuse-overlayfs fakeroot uidmap
     slurmctld slurmd slurm-client munge
     llama.cpp-tools
     iproute2 less nano procps)
-base=(libgomp1 python3-pip python3-venv)
+base=(libgomp1 procps python3-venv)
 
 mirror() {
     local files=()

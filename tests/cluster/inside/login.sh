@@ -29,6 +29,7 @@ install -d -o munge -g munge /run/munge
 setpriv --reuid munge --regid munge --clear-groups munged
 mkdir -p /var/lib/slurm/controller
 slurmctld
+for n in n1 n2 n3 n4; do /mnt/inside/power.sh on $n; done
 touch /mnt/ready
 sleep infinity &
 wait # bash also reaps what others leave behind

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Inside the sid root, in namespaces of its own: a compute node, with its own /tmp. Killing this process
-# is pulling the node's plug.
+# A compute node, in namespaces of its own (power.sh): host name, processes, /tmp.
 #   node.sh NAME
 set -euo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
