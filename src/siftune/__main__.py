@@ -10,6 +10,12 @@ def main() -> None:
     """Run the command that was named."""
     parser = argparse.ArgumentParser(prog="siftune", description="Fine-tune a language model.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    # All that follows is DVC's: with "-" as the prefix, its options would be looked for here.
+    repro = commands.add_parser(
+        "repro", help="`dvc repro`, also after a kill -9", prefix_chars="+", add_help=False
+    )
+    repro.add_argument("arguments", nargs="*")
+    repro.set_defaults(run=_repro)
     summary = commands.add_parser(
         "summary", help="base against tuned, what it cost, where the report is"
     )
@@ -32,9 +38,17 @@ def main() -> None:
         "--all", action="store_true", required=True, help="model, data, and data of benchmarks"
     )
     fetch.set_defaults(run=_fetch)
+    doctor = commands.add_parser("doctor", help="what here would stop a job, and what to do")
+    doctor.set_defaults(run=_doctor)
     arguments = parser.parse_args()
     run: Callable[[argparse.Namespace], None] = arguments.run
     stage.run(lambda: run(arguments), ends_with_dvc=False)
+
+
+def _repro(arguments: argparse.Namespace) -> None:
+    from siftune import repro
+
+    repro.main(arguments.arguments)
 
 
 def _summary(arguments: argparse.Namespace) -> None:
@@ -71,6 +85,12 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from siftune import fetching
 
     fetching.main()
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from siftune.doctor import visit
+
+    visit.main()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ SECONDS_BETWEEN_SIGNS = 10.0
 # A stage that was told to stop saves first; its successor waits for it so long.
 PATIENCE = 120.0
 SQUEUE_SECONDS = 30
+# Set by slurm/run.sh: the Slurm job of the lock that it found here, if that is over. In the image
+# there is no squeue to ask.
+JOB_OVER = "SIFTUNE_JOB_OVER"
 
 # What `squeue` calls a job whose processes have ended.
 _OVER = {
@@ -120,7 +123,7 @@ def as_holder(facts: Any, *, heartbeat: float = 0.0) -> Holder:
 
 def alive(found: Holder) -> bool | None:
     """Whether the holder's process still runs; None: this cannot be known from here."""
-    if _is_visible(found):
+    if is_visible(found):
         return processes.start_time(found.pid) == found.start_time
     if found.host == socket.gethostname() and found.boot_id != processes.boot_id():
         return False
@@ -133,11 +136,30 @@ def alive(found: Holder) -> bool | None:
     return _is_job_alive(found.job)
 
 
+def is_visible(found: Holder) -> bool:
+    """Whether its process id means something here."""
+    here = (processes.boot_id(), processes.namespace())
+    return (found.boot_id, found.namespace) == here
+
+
 def is_stopping(found: Holder) -> bool:
     """Whether a holder on this host was told to stop, by a signal or by the end of its starter."""
-    if not _is_visible(found):
+    if not is_visible(found):
         return False
     return found.stopping or processes.start_time(found.starter) != found.starter_start_time
+
+
+def refusal(found: Holder, is_alive: bool | None) -> str:
+    """What one is told who may not work here now."""
+    told = (
+        "It is still running"
+        if is_alive
+        else f"Whether it still runs cannot be known here: if it does not, remove {FILE}"
+    )
+    return (
+        f"this workspace is in use: {found.stage} {found.where}. {told}. One workspace has one "
+        "writer: wait for it, or work in a clone of your own. Nothing was changed."
+    )
 
 
 def _acquire(stage_name: str) -> None:
@@ -157,7 +179,7 @@ def _acquire(stage_name: str) -> None:
         if found is None or not _same(now, found):
             continue
         if not is_stopping(found):
-            raise RunAgain(_refusal(found, is_alive))
+            raise RunAgain(refusal(found, is_alive))
         if deadline is None:
             deadline = time.monotonic() + PATIENCE
             print(
@@ -167,7 +189,7 @@ def _acquire(stage_name: str) -> None:
                 flush=True,
             )
         if time.monotonic() > deadline:
-            raise RunAgain(_refusal(found, is_alive))
+            raise RunAgain(refusal(found, is_alive))
         time.sleep(0.2)
 
 
@@ -245,15 +267,9 @@ def _guard() -> Iterator[None]:
         yield
 
 
-def _is_visible(found: Holder) -> bool:
-    """Whether its process id means something here."""
-    here = (processes.boot_id(), processes.namespace())
-    return (found.boot_id, found.namespace) == here
-
-
 def _is_own(found: Holder) -> bool:
     own = (os.getpid(), processes.start_time(os.getpid()))
-    return _is_visible(found) and (found.pid, found.start_time) == own
+    return is_visible(found) and (found.pid, found.start_time) == own
 
 
 def _same(one: Holder | None, other: Holder) -> bool:
@@ -264,6 +280,8 @@ def _same(one: Holder | None, other: Holder) -> bool:
 
 
 def _is_job_alive(job: str) -> bool | None:
+    if os.environ.get(JOB_OVER) == job:
+        return False
     if shutil.which("squeue") is None:
         return None
     command = ["squeue", "-h", "-j", job, "-o", "%T"]
@@ -276,15 +294,3 @@ def _is_job_alive(job: str) -> bool | None:
         return False if "Invalid job id" in done.stderr else None
     # An array's job may be told as several.
     return bool(set(done.stdout.split()) - _OVER)
-
-
-def _refusal(found: Holder, is_alive: bool | None) -> str:
-    told = (
-        "It is still running"
-        if is_alive
-        else f"Whether it still runs cannot be known here: if it does not, remove {FILE}"
-    )
-    return (
-        f"this workspace is in use: {found.stage} {found.where}. {told}. One workspace has one "
-        "writer: wait for it, or work in a clone of your own. Nothing was changed."
-    )

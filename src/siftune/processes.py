@@ -36,11 +36,11 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if fields and fields[0] not in ("Z", "X") else None
 
 
-def end_with_parent(parent: int) -> None:
-    """Let SIGTERM come to this process when its parent ends, or at once if that has ended."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Let a signal come to this process when its parent ends, or at once if that has ended."""
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
 
 def end_with_starter() -> None:

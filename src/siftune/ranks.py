@@ -44,6 +44,7 @@ def launch() -> None:
     while True:
         code = _Group(num_processes, signals).wait()
         if code != stage.START_AGAIN:
+            stage.note_end(code, "")
             sys.exit(code)
 
 
@@ -123,7 +124,9 @@ class _Group:
             return stage.DO_NOT_RETRY
         for rank, code in codes.items():
             if code not in _NO_FAILURE:
-                _say(f"rank {rank} {_how(code)}; the others were ended.")
+                message = f"rank {rank} {_how(code)}; the others were ended."
+                _say(message)
+                stage.note_end(code, message)
                 return code if code > 0 else 128 - code
         if stage.START_AGAIN in codes.values() and not self._signals:
             return stage.START_AGAIN

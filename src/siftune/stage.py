@@ -1,10 +1,12 @@
 """How a stage script starts and ends: exit codes, signals, no traceback for a user's mistake."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -15,6 +17,9 @@ RUN_AGAIN = 75  # EX_TEMPFAIL: what was done is saved; the same command goes on 
 START_AGAIN = 76  # of one process of several, to the one that started them (`ranks`)
 STOPPED_AT_ONCE = 77  # only of a rank, to its launcher: RUN_AGAIN, and nothing is being saved
 DO_NOT_RETRY = 78  # EX_CONFIG: bad params or data; the same input fails again
+
+# Names the file in which `siftune repro` finds how a stage ended: DVC ends with 255 for them all.
+ENDED = "SIFTUNE_ENDED"
 
 # A cluster's warnings before it kills, and Ctrl-C.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -55,6 +60,12 @@ def announce_stop() -> None:
     _is_stopping = True
 
 
+def announce_job_end() -> None:
+    """Say that this process stops because its Slurm job ends: that job is to be queued again."""
+    global _does_job_end
+    _does_job_end = True
+
+
 def is_stopping() -> bool:
     """Whether this process was told to stop."""
     return _is_stopping
@@ -87,12 +98,29 @@ def run(main: Callable[[], None], *, ends_with_dvc: bool = True) -> NoReturn:
     except Exception as error:
         told = disk.explain(error)
         if told is None:
+            note_end(1, f"{type(error).__name__}: {error}")
             raise
         _end(DO_NOT_RETRY, told)
     sys.exit(FINISHED)
 
 
+def note_end(code: int, message: str) -> None:
+    """Tell `siftune repro`, if that started this, how this process ends and why."""
+    path = os.environ.get(ENDED)
+    if path is not None:
+        row = {
+            "stage": Path(sys.argv[0]).stem,
+            "rank": os.environ.get("RANK") if processes.LAUNCHER in os.environ else None,
+            "code": code,
+            "message": message,
+            "job_ends": _does_job_end,
+        }
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
 _is_stopping = False
+_does_job_end = False
 
 
 class _Stopped(SystemExit):
@@ -131,4 +159,5 @@ def _end(code: int, message: str) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # nobody may be left to read it
         print(f"siftune: {message}", file=sys.stderr, flush=True)
+    note_end(code, message)
     sys.exit(code)

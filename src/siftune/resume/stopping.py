@@ -39,6 +39,7 @@ class StopRequest:
         # Some clusters send no signal at all: the clock is the second witness.
         left = self._end - time.time()
         if left < SPARE_SECONDS + 2 * self._longest_save + 2 * self._longest_pause:
+            stage.announce_job_end()
             return f"the Slurm job ends in {max(left, 0):.0f} s"
         if now - self._looked >= SECONDS_BETWEEN_LOOKS:
             self._looked = now

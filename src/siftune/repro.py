@@ -1,0 +1,164 @@
+"""`dvc repro` that survives a cluster's signals, says how it ended, and gets over a killed DVC.
+
+DVC runs in a child that ignores the signals which ask a stage to stop: some clusters send them to
+every process, and DVC would leave its locks behind, with the stage's outputs gone. Here they are
+noted, and told to the stage that works.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from siftune import files, lock, processes, stage
+from siftune.stage import RunAgain, UserError
+
+# Options that only `dvc exp run` has: it composes params.yaml anew.
+OF_EXPERIMENTS = ("-S", "--set-param", "-n", "--name")
+# Names a folder for notes between this process and the batch script of its Slurm job
+# (slurm/run.sh), which writes `warned` when Slurm warns it and reads `requeue` at the end.
+JOB = "SIFTUNE_JOB"
+SECONDS_BETWEEN_LOOKS = 0.2
+# Of one who ended the pipeline for good, or for now; a cluster's warning is SIGUSR1.
+_NOT_TO_REQUEUE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2}
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Run `dvc repro` (`dvc exp run`, where params are set) and exit with the stage's own code.
+
+    Args:
+        arguments: DVC's.
+
+    Raises:
+        RunAgain: another job works in this folder.
+    """
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+
+    for number in stage.STOP_SIGNALS:
+        signal.signal(number, note)
+    _refuse_a_second_one()
+    with tempfile.TemporaryDirectory() as folder:
+        ended = Path(folder, "ended.jsonl")
+        os.environ[stage.ENDED] = str(ended)
+        code = _Dvc(arguments, signals).wait()
+        rows = files.read_lines(ended)
+    if code:
+        code = _tell(rows, code)
+    if code == stage.RUN_AGAIN and _is_clusters_wish(rows, signals):
+        _job_file("requeue").touch()
+    sys.exit(code)
+
+
+class _Dvc:
+    """DVC in a child of this process."""
+
+    def __init__(self, arguments: list[str], signals: list[int]) -> None:
+        self._signals = signals  # that came to this process, and may still grow
+        self._told: set[tuple[int, int]] = set()  # process, signal
+        supervisor = os.getpid()
+        sys.stdout.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _be_dvc(arguments, supervisor)
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended; until then its stages hear what this process hears."""
+        while True:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if signal.SIGUSR1 not in self._signals and _job_file("warned").exists():
+                self._signals.append(signal.SIGUSR1)
+            if self._signals:
+                self._pass_on()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _pass_on(self) -> None:
+        """A stage that begins only now is told, too."""
+        with contextlib.suppress(OSError, UserError):
+            holder = lock.holder()
+            if holder and lock.is_visible(holder) and holder.starter == self._pid:
+                for number in self._signals:
+                    if (holder.pid, number) not in self._told and lock.alive(holder):
+                        self._told.add((holder.pid, number))
+                        os.kill(holder.pid, number)
+
+
+def _be_dvc(arguments: list[str], supervisor: int) -> NoReturn:
+    code = 1
+    try:
+        for number in stage.STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        # A killed supervisor must not leave DVC alone; its stage then saves, and ends as well.
+        processes.end_with_parent(supervisor, signal.SIGKILL)
+        code = _run_dvc(arguments)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run_dvc(arguments: list[str]) -> int:
+    from dvc.cli import main as dvc
+    from dvc.stage.cache import StageCache
+
+    load_entry = StageCache._load_cache
+
+    # Killed between making the folder of a stage's entry in the run cache and the file in it, DVC
+    # finds None as the newest file, and fails on it for ever. It is what an entry that cannot be
+    # read is: none. The folder stays: another job, of a shared cache, may be about to write there.
+    def load(cache: StageCache, key: str, value: str | None) -> object:
+        return None if value is None else load_entry(cache, key, value)
+
+    StageCache._load_cache = load
+    # The stages' `python` is this one, also where its folder is not on the path.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    sets_params = any(one.startswith(OF_EXPERIMENTS) for one in arguments)
+    code: int = dvc([*(["exp", "run"] if sets_params else ["repro"]), *arguments])
+    return code
+
+
+def _refuse_a_second_one() -> None:
+    """Before DVC removes what it would make anew."""
+    holder = lock.holder()
+    if holder and not lock.is_stopping(holder):
+        is_alive = lock.alive(holder)
+        if is_alive is not False:
+            raise RunAgain(lock.refusal(holder, is_alive))
+
+
+def _tell(rows: list[dict[str, Any]], code: int) -> int:
+    """Print the last line, which says why it ended; the code of the stage that ended it."""
+    # A rank speaks for itself alone; what they end with together says the one that started them.
+    verdicts = [row for row in rows if row["rank"] is None]
+    if not verdicts:
+        print(f"siftune: DVC ended with {_how(code)}; what it said is above.", file=sys.stderr)
+        return code if code > 0 else 128 - code
+    verdict = verdicts[-1]
+    messages = [row["message"] for row in rows if row["code"] == verdict["code"] and row["message"]]
+    why = messages[0] if messages else "what it said is above."
+    print(f"siftune: {verdict['stage']} ended with code {verdict['code']}: {why}", file=sys.stderr)
+    return int(verdict["code"])
+
+
+def _is_clusters_wish(rows: list[dict[str, Any]], signals: list[int]) -> bool:
+    """Whether the Slurm job, not a person, asked to stop: it is to be queued again."""
+    if JOB not in os.environ or _NOT_TO_REQUEUE & set(signals):
+        return False
+    return signal.SIGUSR1 in signals or any(row["job_ends"] for row in rows)
+
+
+def _job_file(name: str) -> Path:
+    return Path(os.environ.get(JOB, "/nonexistent"), name)
+
+
+def _how(code: int) -> str:
+    return f"code {code}" if code > 0 else signal.Signals(-code).name
