@@ -49,6 +49,20 @@ def readme_commands() -> Callable[[Path], list[str]]:
     return commands
 
 
+@pytest.fixture
+def tools(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """A function: put a shell script of this name first on the path."""
+    folder = tmp_path_factory.mktemp("tools")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def put(name: str, script: str) -> None:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    return put
+
+
 @dataclass(frozen=True)
 class Hub:
     """A hub on loopback; HF_ENDPOINT names it, for processes that a test starts."""

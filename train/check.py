@@ -2,21 +2,13 @@
 
 from pathlib import Path
 
-from siftune import batches, config, files, gguf_limits, llama_cpp, sources, stage
+from siftune import config, files, preflight, stage
 
 
 def main() -> None:
     params = config.load_all()
-    sources.check(
-        model_source=params.model.source, model_revision=params.model.revision, data=params.data
-    )
-    batches.accumulation(
-        global_batch=params.sft.global_batch, micro_batch=params.sft.micro_batch, world_size=1
-    )
-    llama_cpp.require(params.to_gguf.types)
-    gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
+    preflight.check(params)
     require_tasks(params.benchmark.tasks)
-    require_metric(params.register.metric, params.benchmark.tasks)
     # The last, because it takes seconds to import what knows TRL's options and templates.
     from siftune import training
     from siftune.chat import templates
@@ -38,14 +30,6 @@ def require_tasks(names: list[str]) -> None:
         from siftune import benchmark
 
         benchmark.load_tasks(sorted(set(names) - ours))
-
-
-def require_metric(metric: str, tasks: list[str]) -> None:
-    if metric.partition("/")[0] not in tasks:
-        raise stage.UserError(
-            f"params.yaml: register.metric: {metric} is of none of benchmark.tasks: "
-            f"{', '.join(tasks)}. It is written TASK/METRIC or TASK/METRIC/FILTER."
-        )
 
 
 if __name__ == "__main__":

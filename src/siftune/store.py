@@ -36,7 +36,7 @@ def connect() -> Any:
     """
     for variable, seconds in PATIENCE.items():
         os.environ.setdefault(variable, seconds)
-    _knock(address())
+    knock(address(), seconds=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
     import mlflow
     from mlflow.store.db import utils
 
@@ -61,16 +61,17 @@ def reason(error: BaseException) -> str:
     return text.rstrip(".") or type(told).__name__
 
 
-def _knock(uri: str) -> None:
-    """Raise OSError where nothing listens.
+def knock(uri: str, *, seconds: float) -> bool:
+    """Raise OSError where nothing listens; False: a file, or what is behind a proxy, is not asked.
 
     Importing mlflow takes seconds of a core, and a database's driver would wait for minutes.
     """
     parts = urlsplit(uri)
     port = _PORTS.get(parts.scheme.partition("+")[0])
-    if port and parts.hostname and parts.scheme not in getproxies():
-        seconds = float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
-        socket.create_connection((parts.hostname, parts.port or port), seconds).close()
+    if not port or not parts.hostname or parts.scheme in getproxies():
+        return False
+    socket.create_connection((parts.hostname, parts.port or port), seconds).close()
+    return True
 
 
 @contextmanager

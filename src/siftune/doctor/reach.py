@@ -1,0 +1,66 @@
+"""What answers: MLflow, the hubs and their mirrors. Nodes are expected to reach none."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from siftune import redaction, store
+from siftune.doctor import filesystem, place, project
+from siftune.doctor.finding import OK, WARNING, Finding
+
+SECONDS = 1.0
+# Where packages, models and data come from, and through what.
+MIRRORS = (
+    "HF_ENDPOINT", "MODELSCOPE_DOMAIN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS",
+    "UV_INDEX_URL", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy",
+)  # fmt: skip
+DEFAULT_HUB = "https://huggingface.co"
+
+
+def mlflow() -> Iterator[Finding]:
+    """The store that stages mirror their runs to."""
+    address = store.address()
+    shown = redaction.text(address)
+    if address.startswith("sqlite:"):
+        kind, _ = filesystem.mount(Path(address.removeprefix("sqlite:///")))
+        if filesystem.SHARED.search(kind):
+            yield Finding(
+                WARNING, "MLflow", f"{shown} is on {kind}, which several machines share",
+                "Set MLFLOW_TRACKING_URI to a server before you run more than one job at a time.",
+            )  # fmt: skip
+        else:
+            yield Finding(OK, "MLflow", shown)
+        return
+    try:
+        answers = _answers(address)
+    except OSError as error:
+        yield Finding(
+            WARNING, "MLflow", f"{shown} does not answer: {store.reason(error)}",
+            "Trainings log to files, and `siftune sync` completes MLflow later; only `register` "
+            "needs it.",
+        )  # fmt: skip
+    else:
+        yield Finding(OK, "MLflow", f"{shown} {answers}")
+
+
+def hubs() -> Iterator[Finding]:
+    """Mirrors and proxies that are set; on a login node, whether a hub that is needed answers."""
+    given = [f"{name}={redaction.text(os.environ[name])}" for name in MIRRORS if name in os.environ]
+    if given:
+        yield Finding(OK, "mirrors", ", ".join(given))
+    if place.in_job() or not project.names_a_hub():
+        return
+    address = os.environ.get("HF_ENDPOINT") or DEFAULT_HUB
+    try:
+        yield Finding(OK, "hub", f"{redaction.text(address)} {_answers(address)}")
+    except OSError as error:
+        yield Finding(
+            WARNING, "hub", f"{redaction.text(address)} does not answer: {store.reason(error)}",
+            "For what is not on this disk yet, set HF_ENDPOINT to a mirror, or fetch it elsewhere "
+            "(`siftune fetch --all`) and carry it here (`siftune bundle`).",
+        )  # fmt: skip
+
+
+def _answers(address: str) -> str:
+    asked = store.knock(address, seconds=SECONDS)
+    return "answers" if asked else "is behind a proxy, and was not asked"

@@ -1,0 +1,37 @@
+"""What is wrong with the params, as far as a moment shows: no library of models is imported."""
+
+from typing import Any
+
+from siftune import batches, gguf_limits, llama_cpp, sources
+from siftune.stage import UserError
+
+
+def check(params: Any, *, world_size: int = 1) -> None:
+    """Refuse what a stage would refuse later, from the params and from what is installed.
+
+    Args:
+        params: all sections, as `config.load_all` reads them.
+        world_size: how many processes will train together, where that is known.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    sources.check(
+        model_source=params.model.source, model_revision=params.model.revision, data=params.data
+    )
+    batches.accumulation(
+        global_batch=params.sft.global_batch,
+        micro_batch=params.sft.micro_batch,
+        world_size=world_size,
+    )
+    llama_cpp.require(params.to_gguf.types)
+    gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
+    _require_metric(params.register.metric, params.benchmark.tasks)
+
+
+def _require_metric(metric: str, tasks: list[str]) -> None:
+    if metric.partition("/")[0] not in tasks:
+        raise UserError(
+            f"params.yaml: register.metric: {metric} is of none of benchmark.tasks: "
+            f"{', '.join(tasks)}. It is written TASK/METRIC or TASK/METRIC/FILTER."
+        )
