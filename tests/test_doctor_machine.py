@@ -228,6 +228,9 @@ def test_a_tmp_of_the_containers_own_is_too_small(monkeypatch):
     assert only(room.temporary).level == WARNING
     disk(monkeypatch)
     assert levels(room.temporary) == [(OK, "/tmp")]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SIFTUNE_SCRATCH", "/local/scratch")
+    assert next(room.temporary()).what.startswith("/local/scratch: ")
 
 
 # Locks

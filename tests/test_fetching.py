@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from siftune import fetching
+from siftune import config, fetching
 
 TASK = """
 task: questions
@@ -73,7 +73,7 @@ def test_what_was_fetched_is_found_without_a_network_and_nothing_else_is(workspa
 
 def test_a_record_is_of_the_params_that_were_fetched(workspace):
     assert fetching.recorded() is None
-    params = fetching.config.load("model", "data", "benchmark")
+    params = config.load("model", "data", "benchmark")
     piece = fetching.Piece("base model", "org/model", ["/somewhere"])
     record = {"of": fetching._identity(params), "pieces": [asdict(piece)]}
     fetching.files.write_json(fetching.RECORD, record)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from siftune import wording
-from siftune.doctor import filesystem
+from siftune.doctor import filesystem, place
 from siftune.doctor.finding import OK, PROBLEM, WARNING, Finding, ask
 
 MANIFEST, PARAMS = Path("models/base.json"), Path("params.yaml")
@@ -81,6 +81,8 @@ def quota() -> Iterator[Finding]:
 def temporary() -> Iterator[Finding]:
     """The folder for temporary files; Apptainer's own is a few MiB of memory."""
     folder = tempfile.gettempdir()
+    if place.in_job() and not place.in_image():
+        folder = os.environ.get("SIFTUNE_SCRATCH", folder)  # the image's /tmp will be in it
     facts = os.statvfs(folder)
     free = facts.f_bavail * facts.f_frsize
     told = f"{folder}: {wording.size(free)} free"
