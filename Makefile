@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults faults-long check params lock llama cluster ui
+.PHONY: help demo test faults faults-long check check-locks params lock llama cluster ui
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,8 +33,12 @@ check: .venv/ready ## lint, types and the rules of the house
 params: .venv/ready ## compose conf/ into params.yaml, e.g. make params SET="size=reduced sft.learning_rate=5e-4"
 	python -m siftune.presets $(SET)
 
-lock: ## resolve pyproject.toml anew into containers/locks (needs uv)
+lock: ## resolve pyproject.toml anew into containers/locks (.venv has uv)
 	containers/lock.sh
+
+check-locks: .venv/ready ## resolve each lock again, and ask for known faults (needs the Python index)
+	pytest -m network tests/test_locks.py
+	python containers/audit.py || [ $$? = 69 ]
 
 llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for running them
 	containers/llama.sh build

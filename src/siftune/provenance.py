@@ -13,8 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# What decides a result. params.yaml is not among them: its values are logged whole.
-CODE = ("src", "train", "eval", "export", "containers", "dvc.yaml")
+# What decides a result. params.yaml is not among them: its values are logged whole; nor is image.lock:
+# the image that runs is logged itself.
+CODE = ("src", "train", "eval", "export", "containers", "dvc.yaml", ":!containers/image.lock")
 STACK = ("torch", "transformers", "trl", "peft", "datasets", "lm-eval", "mlflow", "dvc", "gguf")
 
 
