@@ -53,7 +53,7 @@ def make(folder: Path, overrides: tuple[str, ...] = OVERRIDES) -> None:
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "bench/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+            shutil.copy(ROOT / name, folder / name)
     model = {"name": "tiny", "source": str(_tiny_model(folder)), "revision": None, "license": "mit"}
     (folder / "conf/model/tiny.yaml").write_text(yaml.safe_dump(model))
     subprocess.run(
