@@ -23,7 +23,6 @@ from promise import Lost, must
 HANG = 60.0
 # A follower that looks for its stage, or waits for a store.
 GRACE = 15.0
-CRASHES = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGILL)
 SFT = "train/sft.py"
 CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     0x20000,
@@ -162,12 +161,6 @@ class Trial:
         """The next start needs no human step, and leaves what an uninterrupted training leaves."""
         ended = self.start(**start)
         code = ended.wait(2 * HANG)
-        if code in CRASHES:
-            # PyTorch in a fork of a process that has loaded it, once in hundreds of trainings. It
-            # is one more fault: the next start must do.
-            self.notes.append(f"{signal.Signals(-code).name}, started again: {ended.err[-600:]}")
-            ended = self.start(**start)
-            code = ended.wait(2 * HANG)
         must(code == 0, f"the next start ended with {code}: {ended.err[-600:]}")
         if resumed_from is not None:
             told = f"Going on from step {resumed_from}:"
