@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from siftune import files, lock, processes, stage
+from siftune import files, killed_dvc, lock, processes, stage
 from siftune.stage import RunAgain, UserError
 
 # Options that only `dvc exp run` has: it composes params.yaml anew.
@@ -108,17 +108,8 @@ def _be_dvc(arguments: list[str], supervisor: int) -> NoReturn:
 
 def _run_dvc(arguments: list[str]) -> int:
     from dvc.cli import main as dvc
-    from dvc.stage.cache import StageCache
 
-    load_entry = StageCache._load_cache
-
-    # Killed between making the folder of a stage's entry in the run cache and the file in it, DVC
-    # finds None as the newest file, and fails on it for ever. It is what an entry that cannot be
-    # read is: none. The folder stays: another job, of a shared cache, may be about to write there.
-    def load(cache: StageCache, key: str, value: str | None) -> object:
-        return None if value is None else load_entry(cache, key, value)
-
-    StageCache._load_cache = load
+    killed_dvc.mend()
     # The stages' `python` is this one, also where its folder is not on the path.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     sets_params = any(one.startswith(OF_EXPERIMENTS) for one in arguments)

@@ -129,19 +129,16 @@ class Trial:
 
     def siftune(self, *arguments: str, **environment: str) -> Process:
         """The command line, in a forked child, to its end."""
-
-        def run() -> None:
-            sys.argv = ["siftune", *arguments]
-            from siftune import __main__
-
-            __main__.main()
-
-        started = self.call(run, f"siftune {arguments[0]}", **environment)
+        started = self._command_line(arguments, **environment)
         started.wait(HANG)
         return started
 
+    def repro(self, stage: str, patch: Callable[[], None] | None = None) -> Process:
+        """`siftune repro` of one stage, in a forked child; the stage is a new process."""
+        return self._command_line(("repro", "--single-item", stage), patch)
+
     def dvc(self, *arguments: str) -> Process:
-        """DVC, in a forked child; the stages that it runs are new processes."""
+        """DVC, in a forked child."""
 
         def run() -> None:
             sys.argv = ["dvc", *arguments]
@@ -198,6 +195,22 @@ class Trial:
             shutil.rmtree(self.base, ignore_errors=True)
         if kind is None and left:
             raise Lost(f"still running {GRACE:.0f} s after all had ended: {left}")
+
+    def _command_line(
+        self,
+        arguments: tuple[str, ...],
+        patch: Callable[[], None] | None = None,
+        **environment: str,
+    ) -> Process:
+        def run() -> None:
+            if patch:
+                patch()
+            sys.argv = ["siftune", *arguments]
+            from siftune import __main__
+
+            __main__.main()
+
+        return self.call(run, f"siftune {arguments[0]}", **environment)
 
     def _started(self, one: Process) -> Process:
         self._processes.append(one)
