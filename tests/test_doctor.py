@@ -198,8 +198,8 @@ def test_a_hub_is_asked_only_where_it_is_needed_and_may_answer(monkeypatch):
     assert "HF_ENDPOINT=http://127.0.0.1:9" in told
     assert "https_proxy=http://***@proxy:3128" in told
     assert bad(reach.hubs) == []  # the default needs none
-    change("model", source="org/model", revision="c0ffee")
-    assert "siftune fetch --all" in found(reach.hubs, "hub").todo
+    change("model", source="org/model", revision="c0ffee")  # which is not on this disk
+    assert "siftune bundle" in found(reach.hubs, "hub").todo
     monkeypatch.setenv("HF_ENDPOINT", "https://127.0.0.1:9")
     assert "behind a proxy" in found(reach.hubs, "hub").what
     monkeypatch.setenv("SLURM_JOB_ID", "7")

@@ -1,4 +1,4 @@
-"""`siftune fetch --all` brings what nodes without a network need; test_bundle.py runs it whole."""
+"""What `siftune fetch --all` brings to nodes without a network; test_offline_clone.py runs it."""
 
 import json
 import os

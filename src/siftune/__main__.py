@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from siftune import stage
 
@@ -40,6 +41,12 @@ def main() -> None:
     fetch.set_defaults(run=_fetch)
     doctor = commands.add_parser("doctor", help="what here would stop a job, and what to do")
     doctor.set_defaults(run=_doctor)
+    bundle = commands.add_parser("bundle", help="all that a cluster without a network needs")
+    bundle.add_argument(
+        "words", nargs="+", metavar="PATH", help="to write, a file or a folder; or `verify PATH`"
+    )
+    bundle.add_argument("--wheels", type=Path, metavar="FOLDER", help="packages to take along")
+    bundle.set_defaults(run=_bundle)
     arguments = parser.parse_args()
     run: Callable[[argparse.Namespace], None] = arguments.run
     stage.run(lambda: run(arguments), ends_with_dvc=False)
@@ -91,6 +98,23 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from siftune.doctor import visit
 
     visit.main()
+
+
+def _bundle(arguments: argparse.Namespace) -> None:
+    match arguments.words:
+        case ["verify", path]:
+            from siftune.bundle import verify
+
+            verify.main(Path(path))
+        case [path]:
+            from siftune.bundle import pack
+
+            pack.main(Path(path), arguments.wheels)
+        case words:
+            raise stage.UserError(
+                f"siftune bundle {' '.join(words)}: it is `siftune bundle FILE [--wheels FOLDER]` "
+                "or `siftune bundle verify PATH`."
+            )
 
 
 if __name__ == "__main__":

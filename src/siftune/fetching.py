@@ -36,22 +36,23 @@ def main() -> None:
         UserError: something is not here; the message says what, why, and what to do.
     """
     params = config.load("model", "data", "benchmark")
-    dvc = subprocess.run([sys.executable, "-P", "-m", "dvc", "repro", "fetch"])
-    online = {(piece.kind, piece.name): piece for piece in pieces(params)}
+    stages = subprocess.run([sys.executable, "-P", "-m", "siftune", "repro", "fetch"])
+    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
+        reasons = {(piece.kind, piece.name): piece.problem for piece in pieces(params)}
+    else:
+        reasons = {}
     found = _without_network()
     files.write_json(RECORD, {"of": _identity(params), "pieces": [asdict(one) for one in found]})
     for line in _table(found):
         print(line)
-    problems = [
+    problems = []
+    for one in found:
         # What the hub said is the reason; that it is not on this disk, the consequence.
-        f"{one.kind} {one.name}: {online[one.kind, one.name].problem or one.problem}".replace(
-            "\n", "\n  "
-        )
-        for one in found
-        if one.problem
-    ]
-    if dvc.returncode:
-        problems.append("`dvc repro fetch` failed; its own words are above.")
+        reason = reasons.get((one.kind, one.name)) or one.problem
+        if one.problem and reason:
+            problems.append(f"{one.kind} {one.name}: {reason}".replace("\n", "\n  "))
+    if stages.returncode:
+        problems.append("the stages up to `fetch` did not finish; their own words are above.")
     if problems:
         raise UserError(
             f"not all that a node without a network needs is here ({_home()}).\n  "

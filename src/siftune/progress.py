@@ -3,9 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from typing import TypeVar
-
-from tqdm import tqdm
 
 Item = TypeVar("Item")
 
@@ -21,7 +20,10 @@ def shown(
         what: names the work, in the plural of what is counted: "rows checked".
         total: of the sizes, where it is known.
     """
-    if sys.stderr.isatty():
+    # A bundle is verified where no package is installed.
+    if sys.stderr.isatty() and find_spec("tqdm"):
+        from tqdm import tqdm
+
         with tqdm(desc=what, total=total, unit="", unit_scale=True) as bar:
             for item in items:
                 yield item

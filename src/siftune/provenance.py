@@ -13,9 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# What decides a result. params.yaml is not among them: its values are logged whole; nor is image.lock:
-# the image that runs is logged itself.
+# What decides a result. params.yaml is not among them: its values are logged whole; nor is
+# image.lock: the image that runs is logged itself.
 CODE = ("src", "train", "eval", "export", "containers", "dvc.yaml", ":!containers/image.lock")
+# What a clone must have of it to do the same.
+CHECKOUT = (*CODE, "params.yaml", "conf", "slurm")
 STACK = ("torch", "transformers", "trl", "peft", "datasets", "lm-eval", "mlflow", "dvc", "gguf")
 
 

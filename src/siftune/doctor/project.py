@@ -25,7 +25,7 @@ def git() -> Iterator[Finding]:
             PROBLEM, "git", "is not on the path, and DVC needs it", "Install git, or load a module."
         )
         return
-    done = _git("status", "--porcelain", "--", *provenance.CODE, "params.yaml", "conf", "slurm")
+    done = _git("status", "--porcelain", "--", *provenance.CHECKOUT)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["git status fails"]
         todo = "Clone the repository with git; DVC works in a clone only."
@@ -72,22 +72,6 @@ def offline() -> Iterator[Finding]:
     yield from _base_model(found.model)
     yield from _data(found.data)
     yield from _benchmarks(found.benchmark.tasks)
-
-
-def names_a_hub() -> bool:
-    """Whether the params need something of a hub."""
-    if not packages.has_stack():
-        return False
-    from siftune import config
-
-    try:
-        found = config.load("model", "data", "benchmark")
-    except UserError:
-        return False
-    named = [found.model.source, *(one.source for one in found.data.sources)]
-    local = ("package:", "generate:", ".", "/", "~")
-    from_a_hub = [one for one in named if one != "local" and not one.startswith(local)]
-    return bool(from_a_hub or _of_lm_eval(found.benchmark.tasks))
 
 
 def _base_model(model: Any) -> Iterator[Finding]:

@@ -44,11 +44,11 @@ def mlflow() -> Iterator[Finding]:
 
 
 def hubs() -> Iterator[Finding]:
-    """Mirrors and proxies that are set; on a login node, whether a hub that is needed answers."""
+    """Mirrors and proxies that are set; where something is to be fetched, whether a hub answers."""
     given = [f"{name}={redaction.text(os.environ[name])}" for name in MIRRORS if name in os.environ]
     if given:
         yield Finding(OK, "mirrors", ", ".join(given))
-    if place.in_job() or not project.names_a_hub():
+    if place.in_job() or all(one.level == OK for one in project.offline()):
         return
     address = os.environ.get("HF_ENDPOINT") or DEFAULT_HUB
     try:
@@ -56,8 +56,8 @@ def hubs() -> Iterator[Finding]:
     except OSError as error:
         yield Finding(
             WARNING, "hub", f"{redaction.text(address)} does not answer: {store.reason(error)}",
-            "For what is not on this disk yet, set HF_ENDPOINT to a mirror, or fetch it elsewhere "
-            "(`siftune fetch --all`) and carry it here (`siftune bundle`).",
+            "Set HF_ENDPOINT to a mirror, or fetch it where there is a network and carry it here "
+            "(`siftune bundle`).",
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ FEW_FILES = 20_000
 NEARLY = 0.9  # of a quota
 # Of the 16-bit model.
 SIZE_OF_TYPE = {"f16": 1.0, "q8_0": 0.53, "q5_k_m": 0.36, "q4_k_m": 0.31, "q4_0": 0.29}
-# name, blocks of 1 KiB: used, quota, limit, grace; files: the same. [12] is not certain, 12* too many
+# name, blocks of 1 KiB: used, quota, limit, grace; files: the same. [1] is not sure, 1* too many
 _QUOTA = re.compile(
     r"^ *(\S+) +\[?(\d+)\]?\*? +(\d+) +(\d+) +\S+ +\[?(\d+)\]?\*? +(\d+) +(\d+)", re.M
 )
