@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from siftune import config, files, stage, tracking
+from siftune.sections import Merge
 
 ADAPTER, MERGED = Path("models/adapter"), Path("models/merged")
 
@@ -35,7 +36,7 @@ def main() -> None:
             refuse_far(measured, params.merge)
 
 
-def refuse_far(measured: dict[str, float], limits: config.Merge) -> None:
+def refuse_far(measured: dict[str, float], limits: Merge) -> None:
     if (
         measured["mean_kl"] > limits.max_kl
         or measured["top1_agreement"] < limits.min_top1_agreement

@@ -136,7 +136,7 @@ def tokenizer(tiny_model: Path):
 @pytest.fixture(scope="session")
 def encode_settings():
     """The section encode: all answers, the model's own template, room enough."""
-    from siftune.config import Encode
+    from siftune.sections import Encode
 
     return Encode(
         template=None, system=None, train_on="all_answers", train_reasoning=True, max_length=512,

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from siftune import benchmark, files, models
 from siftune.chat import conversation
-from siftune.config import Benchmark
+from siftune.sections import Benchmark
 from siftune.stage import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -7,12 +7,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from siftune import card, config
+from siftune.sections import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 
 
 def render(**changes: dict) -> str:
-    params = config.raw_sections(*config.SECTIONS)
+    params = config.raw_sections(*SECTIONS)
     return card.render(
         {name: {**values, **changes.get(name, {})} for name, values in params.items()}
     )

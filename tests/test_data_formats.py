@@ -213,7 +213,7 @@ def test_a_row_means_this_record(name):
 def test_formats_are_those_of_the_params():
     from typing import get_args
 
-    from siftune.config import RowFormat
+    from siftune.sections import RowFormat
 
     assert {"auto", *formats.FORMATS} == set(get_args(RowFormat))
     assert {row_format for _, _, row_format, _ in GOOD.values()} == set(formats.FORMATS)

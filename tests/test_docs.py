@@ -19,7 +19,8 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from siftune import config, stage, word_problems
+from siftune import stage, word_problems
+from siftune.sections import SECTIONS, GgufType
 
 ROOT = Path(__file__).parent.parent
 DOCS, CHINESE = ROOT / "docs", ROOT / "docs" / "zh-TW"
@@ -147,7 +148,7 @@ def test_every_param_is_documented_with_its_default(page: Path, default_params: 
     params = yaml.safe_load(default_params.read_text())
     sections = re.split(r"^## ([a-z_]+)$", prose(page), flags=re.M)
     listed = dict(zip(sections[1::2], sections[2::2], strict=True))
-    assert list(listed) == list(params) == list(config.SECTIONS)
+    assert list(listed) == list(params) == list(SECTIONS)
     for section, text in listed.items():
         rows = [row for row in table_rows(text) if row[0].startswith("`")]
         documented = {row[0].strip("`"): yaml.safe_load(row[2].strip("`")) for row in rows}
@@ -223,13 +224,13 @@ def test_example_presets_are_valid(page: Path):
         sections = preset if "# @package _global_" in text else {group: preset}
         assert group in sections
         for section, values in sections.items():
-            TypeAdapter(config.SECTIONS[section]).validate_json(json.dumps(values))
+            TypeAdapter(SECTIONS[section]).validate_json(json.dumps(values))
 
 
 @pytest.mark.parametrize("page", [DOCS / "gguf.md", CHINESE / "gguf.md"], ids=name)
 def test_every_gguf_type_is_documented(page: Path):
     listed = [row[0].strip("`") for row in table_rows(prose(page)) if row[0].startswith("`")]
-    assert sorted(listed) == sorted(get_args(config.GgufType))
+    assert sorted(listed) == sorted(get_args(GgufType))
 
 
 @pytest.mark.parametrize("page", [DOCS / "demo.md", CHINESE / "demo.md"], ids=name)

@@ -19,6 +19,7 @@ import yaml
 from siftune import config, fetching
 from siftune.doctor import cluster, filesystem, gpu, packages, project, reach, visit
 from siftune.doctor.finding import OK, PROBLEM, WARNING, WIDTH, Finding, ask, lines
+from siftune.sections import GgufType
 from siftune.stage import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -404,4 +405,4 @@ def test_what_is_looked_at_is_what_stages_use():
     oldest, too_new = (".".join(map(str, one)) for one in (packages.OLDEST, packages.TOO_NEW))
     supported = f'requires-python = ">={oldest},<{too_new}"'
     assert supported in (ROOT / "pyproject.toml").read_text()
-    assert set(visit.room.SIZE_OF_TYPE) == set(get_args(config.GgufType))
+    assert set(visit.room.SIZE_OF_TYPE) == set(get_args(GgufType))

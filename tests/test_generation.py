@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 
 from siftune import generation, models
 from siftune.chat import conversation
-from siftune.config import Samples
+from siftune.sections import Samples
 
 GREEDY = Samples(num_prompts=3, max_new_tokens=12, temperature=0.0, top_p=1.0, seed=1)
 DRAWN = replace(GREEDY, temperature=1.0)

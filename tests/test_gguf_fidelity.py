@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from siftune import files, llama_cpp
-from siftune.config import GgufLimit
 from siftune.gguf_limits import complaints
+from siftune.sections import GgufLimit
 
 ROOT = Path(__file__).parent.parent
 LIMIT = GgufLimit(max_kl=1e-3, min_top1_agreement=0.95)

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from siftune.config import GgufLimit
 from siftune.gguf_limits import complaints, require
+from siftune.sections import GgufLimit
 from siftune.stage import UserError
 
 LIMIT = GgufLimit(max_kl=0.01, min_top1_agreement=0.9)

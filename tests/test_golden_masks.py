@@ -11,8 +11,8 @@ import pytest
 
 from siftune import gguf_tokenizer
 from siftune.chat import conversation, masking, templates
-from siftune.config import Encode
 from siftune.data.faults import Fault
+from siftune.sections import Encode
 
 GOLDEN = {
     path.stem: json.loads(path.read_text()) for path in Path(__file__).parent.glob("golden/*.json")

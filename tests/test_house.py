@@ -32,7 +32,7 @@ PINNED = {"sources"}
 # How stages start, read params and log decides no result: a change there runs nothing again.
 PLUMBING = {
     *("config", "disk", "files", "follower", "history", "lock", "mirror", "processes", "progress"),
-    *("provenance", "ranks", "redaction", "stage", "store", "tracking"),
+    *("provenance", "ranks", "redaction", "sections", "stage", "store", "tracking"),
     *("resume.agreement", "resume.attempt", "resume.checkpoints", "resume.fingerprint"),
     "resume.stopping",
 }

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from siftune import config, files, models
+from siftune import files, models
+from siftune.sections import Model
 from siftune.stage import UserError
 
 
@@ -18,7 +19,7 @@ def base(tmp_path, monkeypatch, tiny_model) -> Path:
 
 
 def fetch(folder: Path) -> dict:
-    model = config.Model(name="m", source=str(folder), revision=None, license="mit")
+    model = Model(name="m", source=str(folder), revision=None, license="mit")
     return models.fetch_base(model)
 
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from siftune import config, files, merging, models, tokens, training
+from siftune import files, merging, models, tokens, training
 from siftune.chat import masking, templates
 from siftune.learning_curve import LearningCurve
+from siftune.sections import Lora, Sft
 
 TAGS = ("<think>", "</think>")
-SFT = config.Sft(
+SFT = Sft(
     seed=1, learning_rate=1e-2, num_epochs=1.0, global_batch=4, micro_batch=4, eval_every=2,
     save_every="100 steps",
-    lora=config.Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
+    lora=Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
     trainer={"gradient_checkpointing": False},
 )  # fmt: skip
 

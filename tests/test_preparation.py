@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from siftune import files
-from siftune.config import Data, Prepare, Source
 from siftune.data import preparation, rows
+from siftune.sections import Data, Prepare, Source
 from siftune.stage import UserError
 
 DATA = Data(

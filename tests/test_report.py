@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from siftune import config, report
+from siftune.sections import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 
 
 def render() -> str:
-    return report.render(config.raw_sections(*config.SECTIONS))
+    return report.render(config.raw_sections(*SECTIONS))
 
 
 def rewrite(path: str, **changes: object) -> None:

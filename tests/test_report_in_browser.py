@@ -14,6 +14,7 @@ import pytest
 
 from siftune import config, report
 from siftune.proof import page as proof_page
+from siftune.sections import SECTIONS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -101,7 +102,7 @@ class Browser:
 @pytest.fixture
 def page(finished_run: Path) -> Path:
     written = finished_run / "index.html"
-    written.write_text(report.render(config.raw_sections(*config.SECTIONS)), encoding="utf-8")
+    written.write_text(report.render(config.raw_sections(*SECTIONS)), encoding="utf-8")
     return written
 
 

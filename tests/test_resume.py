@@ -14,9 +14,10 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from siftune import config, tokens, training
+from siftune import tokens, training
 from siftune.learning_curve import LearningCurve
 from siftune.resume import attempt, checkpoints, trainer
+from siftune.sections import Lora, Sft
 from siftune.stage import RunAgain, StartAgain, UserError
 
 NUM_ROWS, NUM_STEPS = 19, 10  # two epochs of five steps; the last of an epoch has three rows
@@ -40,14 +41,14 @@ class Sink:
         return {place: value for place, value in self.rows.items() if place[1] in names}
 
 
-def sft(**changed) -> config.Sft:
+def sft(**changed) -> Sft:
     values = {
         "seed": 1, "learning_rate": 1e-2, "num_epochs": 2.0, "global_batch": 4, "micro_batch": 4,
         "eval_every": 3, "save_every": "1 steps",
-        "lora": config.Lora(rank=2, alpha=4, dropout=0.3, targets="all-linear"),
+        "lora": Lora(rank=2, alpha=4, dropout=0.3, targets="all-linear"),
         "trainer": {"gradient_checkpointing": False, "weight_decay": 0.1},
     }  # fmt: skip
-    return config.Sft(**values | changed)
+    return Sft(**values | changed)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def make(tokenizer, encoded, begin_attempt):
     torch.manual_seed(0)
     base = LlamaForCausalLM(small).state_dict()
 
-    def new(settings: config.Sft):
+    def new(settings: Sft):
         model = LlamaForCausalLM(small)
         model.load_state_dict(base)
         log, start = Sink(), begin_attempt(settings.save_every)
@@ -234,7 +235,7 @@ def in_ranks(num_ranks: int, work) -> None:
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * num_ranks
 
 
-NO_DROPOUT = config.Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear")
+NO_DROPOUT = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear")
 
 
 def test_two_ranks_learn_what_one_does(make, whole, here):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from siftune import significance
-from siftune.config import Compare
+from siftune.sections import Compare
 from siftune.stage import UserError
 
 SETTINGS = Compare(alpha=0.05, num_resamples=999, seed=1)

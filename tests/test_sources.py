@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from siftune import files, sources
-from siftune.config import Data, Source
+from siftune.sections import Data, Source
 from siftune.stage import UserError
 
 COMMIT = "c0ffee" + "0" * 34

@@ -13,7 +13,7 @@ import pytest
 
 from siftune import gguf_tokenizer, llama_cpp
 from siftune.chat import masking, templates
-from siftune.config import Encode
+from siftune.sections import Encode
 
 HERE = Path(__file__).parent
 GOLDEN = {path.stem: json.loads(path.read_text()) for path in HERE.glob("golden/*.json")}

@@ -8,15 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from siftune import config, models, tokens, training, word_problems
+from siftune import models, tokens, training, word_problems
 from siftune.chat import masking
 from siftune.learning_curve import LearningCurve, summarise
+from siftune.sections import Lora, Sft
 from siftune.stage import UserError
 
-SFT = config.Sft(
+SFT = Sft(
     seed=1, learning_rate=1e-3, num_epochs=1.0, global_batch=8, micro_batch=8, eval_every=2,
     save_every="100 steps",
-    lora=config.Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
+    lora=Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
     trainer={"gradient_checkpointing": False, "lr_scheduler_type": "constant"},
 )  # fmt: skip
 
@@ -55,7 +56,7 @@ def encoded(tmp_path_factory, tokenizer, encode_settings) -> Path:
 def make(tiny_model, tokenizer, encoded, tmp_path, begin_attempt, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def trainer(sft: config.Sft):
+    def trainer(sft: Sft):
         curve = LearningCurve(Sink(), examples_per_step=sft.global_batch)
         made = training.make_trainer(
             models.load_model(tiny_model),
@@ -74,7 +75,7 @@ def make(tiny_model, tokenizer, encoded, tmp_path, begin_attempt, monkeypatch):
 
 @pytest.fixture
 def train(make):
-    def run(sft: config.Sft):
+    def run(sft: Sft):
         trainer, curve = make(sft)
         trainer.train()
         return trainer, curve

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from siftune import files, generation, models, provenance
 from siftune.chat import conversation
-from siftune.config import Benchmark
+from siftune.sections import Benchmark
 from siftune.stage import UserError
 
 TASKS = Path("eval/tasks")

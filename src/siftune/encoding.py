@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from siftune import files, parallel, progress, provenance, tokens
 from siftune.chat import cutting, masking, tokenise
-from siftune.config import Encode
 from siftune.data.faults import Fault, refuse_if_too_many
+from siftune.sections import Encode
 from siftune.stage import UserError
 from siftune.token_facts import BIN, NUM_LISTED, Facts, Row, worst
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from siftune.config import Samples
+from siftune.sections import Samples
 
 
 def spread(records: Iterable[dict[str, Any]], num_records: int) -> list[dict[str, Any]]:

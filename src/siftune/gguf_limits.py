@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from siftune.config import GgufLimit
+from siftune.sections import GgufLimit
 from siftune.stage import UserError
 
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from siftune import files, gguf_tokenizer, provenance, sources
-from siftune.config import Model
+from siftune.sections import Model
 from siftune.stage import UserError
 
 MANIFEST = Path("models/base.json")

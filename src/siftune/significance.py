@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from siftune.config import Compare
+from siftune.sections import Compare
 from siftune.stage import UserError
 
 Scores = NDArray[np.float64]

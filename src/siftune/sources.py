@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from siftune import files, word_problems
-from siftune.config import Data, Source
+from siftune.sections import Data, Source
 from siftune.stage import UserError
 
 # Only files that are parsed: a pickle, or Python in a model's folder, would be run.

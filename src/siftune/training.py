@@ -18,11 +18,11 @@ from trl import SFTConfig, SFTTrainer
 
 from siftune import batches, files, models, output_head, tokens
 from siftune.chat.masking import IGNORED
-from siftune.config import Lora, Sft
 from siftune.learning_curve import LearningCurve
 from siftune.resume import agreement
 from siftune.resume.attempt import Attempt
 from siftune.resume.trainer import Resumable
+from siftune.sections import Lora, Sft
 from siftune.stage import UserError
 
 # In nats a token, between a batch and its rows alone; bf16 differs by less, a leak by more.

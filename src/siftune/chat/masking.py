@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from siftune.chat import conversation, tokenise
-from siftune.config import Encode
 from siftune.data.faults import Fault
+from siftune.sections import Encode
 from siftune.stage import UserError
 
 IGNORED = -100  # the label that no loss looks at

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import ftfy
 from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
 
-from siftune.config import Prepare
 from siftune.data import scripts
 from siftune.data.faults import Fault
+from siftune.sections import Prepare
 
 # Tokens that some model family treats as its own; encode refuses those of the model at hand.
 _SPECIAL = re.compile(

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siftune import files, parallel, progress
-from siftune.config import Data, Prepare
 from siftune.data import checks, phrases, refusals, rows, scripts
 from siftune.data.candidates import Candidates
 from siftune.data.faults import refuse_if_too_many
+from siftune.sections import Data, Prepare
 from siftune.stage import UserError
 
 WORK = Path("work")

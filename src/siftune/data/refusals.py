@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siftune import files, parallel
-from siftune.config import Prepare
 from siftune.data import checks, containers, leaks, near_duplicates, rows
 from siftune.data.candidates import Candidates
 from siftune.data.words import Hashes, runs, words
+from siftune.sections import Prepare
 from siftune.stage import UserError
 
 # Items of benchmarks, for no training row to contain.

@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from siftune.config import Data, Prepare
 from siftune.data import checks, containers, formats, near_duplicates, scripts
 from siftune.data.faults import Fault
+from siftune.sections import Data, Prepare
 from siftune.stage import UserError
 
 SPLITS = ("train", "validation", "test")

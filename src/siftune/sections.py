@@ -1,0 +1,213 @@
+"""The sections of params.yaml: a frozen dataclass each, with the narrowest types."""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+# Strict: YAML reads 1e-4 as text, and text is no number.
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Model:
+    """The base model: where it comes from and what it may be used for."""
+
+    name: Name
+    source: str  # hub id | modelscope:id | folder | file.gguf | package:module/file.gguf
+    revision: str | None
+    license: str
+
+
+RowFormat = Literal[
+    "auto", "alpaca", "input-output", "sharegpt", "messages", "columns", "text", "preference",
+    "problems",
+]  # fmt: skip
+Column = Literal[
+    "prompt", "input", "response", "system", "history", "reasoning", "messages", "tools", "text",
+    "chosen", "rejected", "answer", "group",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Source:
+    """One of the data sets that are mixed; only `source` has no default."""
+
+    source: str  # generate:name | hub:id | modelscope:id | local
+    revision: str | None = None  # of a hub
+    files: str = "**"  # glob below data.path (local), or in the fetched data set
+    split: Literal["train", "validation", "test"] | None = None  # null: by file name, else by hash
+    format: RowFormat = "auto"
+    columns: dict[Column, str] = field(default_factory=dict)  # where the rows' own names differ
+    weight: Annotated[float, Field(gt=0.0)] = 1.0  # copies of each training row; 0.5: every second
+    num_examples: Positive | None = None  # of this source; null: all
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Data:
+    """The raw records: where they come from, and how their rows are read."""
+
+    name: Name
+    path: str  # what prepare reads: data/raw, where fetch puts it, or the user's own file or folder
+    sources: Annotated[list[Source], Field(min_length=1)]
+    reasoning_tags: Annotated[list[str], Field(min_length=2, max_length=2)]
+    num_examples: Positive | None  # of all sources together, drawn by the seed; null: all
+    seed: NotNegative
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Prepare:
+    """What makes a row unfit, and the split by group; what is left is for training."""
+
+    validation: Share
+    test: Share
+    max_faulty: Share  # of the rows; more, and the stage fails
+    near_duplicates: Share | None  # reject from this similarity on; null: do not look
+    leak_words: Positive | None  # reject rows that share so many words with a held-out item
+    repair_mojibake: bool
+    variants: Literal["taiwan", "hongkong"] | None  # normalise 爲 → 為 as there; null: leave
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Encode:
+    """From messages to tokens, and which of them the loss looks at."""
+
+    template: str | None  # null: the model's own; a name of chat/jinja; a file of train/templates
+    system: str | None  # put before conversations that have no system message
+    train_on: Literal["all_answers", "last_answer"]
+    train_reasoning: bool  # false: the text between data.reasoning_tags is read, not learned
+    max_length: Positive
+    too_long: Literal["error", "drop", "cut_first_turns", "cut_answer"]
+    max_faulty: Share  # of the rows that the template or tokenizer may refuse
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Lora:
+    """LoRA (Hu et al. 2021) as in peft.LoraConfig."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    targets: str | list[str]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Sft:
+    """Supervised fine-tuning; `trainer` goes to trl.SFTConfig as it is."""
+
+    seed: NotNegative
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    num_epochs: Annotated[float, Field(gt=0.0)]
+    global_batch: Positive
+    micro_batch: Positive
+    eval_every: Positive  # steps
+    save_every: Annotated[str, Field(pattern=r"^[1-9][0-9]* (steps|minutes)$")]
+    lora: Lora
+    trainer: dict[str, Any]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Merge:
+    """How far the merged model may be from base + adapter, on real prompts."""
+
+    num_prompts: Positive
+    max_kl: Annotated[float, Field(gt=0.0)]
+    min_top1_agreement: Share
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Benchmark:
+    """lm-eval: any of its task names, or a local one from eval/tasks."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_fewshot: NotNegative | None
+    limit: Positive | None
+    batch_size: Positive
+    max_new_tokens: Positive
+    chat_template: bool
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Samples:
+    """Answers to read: the same prompts, base against tuned."""
+
+    num_prompts: Positive
+    max_new_tokens: Positive
+    temperature: Annotated[float, Field(ge=0.0)]  # 0: greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    seed: NotNegative
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Compare:
+    """The paired test between base and tuned."""
+
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)]
+    num_resamples: Annotated[int, Field(ge=100)]
+    seed: NotNegative
+
+
+GgufType = Literal["f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ToGguf:
+    """Which GGUF files to write."""
+
+    types: Annotated[list[GgufType], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GgufLimit:
+    """How far a GGUF file may be from the merged model."""
+
+    max_kl: Annotated[float, Field(gt=0.0)]
+    min_top1_agreement: Share
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GgufCheck:
+    """Limits by GGUF type, on held-out prompts."""
+
+    num_prompts: Positive
+    limits: dict[GgufType, GgufLimit]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Card:
+    """What the model card says beyond what was measured."""
+
+    title: str
+    language: list[str]
+    intended_use: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Register:
+    """The name in MLflow's registry, and the metric that the alias `best` follows."""
+
+    name: Name
+    metric: str
+
+
+SECTIONS: dict[str, type] = {
+    "model": Model,
+    "data": Data,
+    "prepare": Prepare,
+    "encode": Encode,
+    "sft": Sft,
+    "merge": Merge,
+    "benchmark": Benchmark,
+    "samples": Samples,
+    "compare": Compare,
+    "to_gguf": ToGguf,
+    "gguf_check": GgufCheck,
+    "card": Card,
+    "register": Register,
+}
