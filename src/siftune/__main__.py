@@ -17,6 +17,8 @@ def main() -> None:
     )
     repro.add_argument("arguments", nargs="*")
     repro.set_defaults(run=_repro)
+    node = commands.add_parser("node", help="started by slurm/run.sh on the other nodes of a job")
+    node.set_defaults(run=_node)
     summary = commands.add_parser(
         "summary", help="base against tuned, what it cost, where the report is"
     )
@@ -56,6 +58,12 @@ def _repro(arguments: argparse.Namespace) -> None:
     from siftune import repro
 
     repro.main(arguments.arguments)
+
+
+def _node(arguments: argparse.Namespace) -> None:
+    from siftune import nodes, ranks
+
+    nodes.serve(ranks.num_processes())
 
 
 def _summary(arguments: argparse.Namespace) -> None:

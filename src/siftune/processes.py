@@ -64,6 +64,18 @@ def end_with_starter() -> None:
             _watch(dvc)
 
 
+def of_rank(place: dict[str, str]) -> dict[str, str]:
+    """The environment of one process of several that this one starts.
+
+    Args:
+        place: what torch reads of the rank's place among them.
+    """
+    # As many threads as cores in each of several on a node would only wait for each other.
+    alone = place["LOCAL_WORLD_SIZE"] == "1"
+    threads = {} if alone else {"OMP_NUM_THREADS": "1"}
+    return {**threads, **os.environ, **place, LAUNCHER: str(os.getpid())}
+
+
 def dvc_process() -> int | None:
     """The id of the DVC that runs this process; None: it has ended.
 

@@ -1,4 +1,4 @@
-"""One training in several processes of one node: starts them, and ends them together."""
+"""One training in several processes, of one node or more: starts them, and ends them together."""
 
 import os
 import signal
@@ -6,31 +6,34 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from siftune import processes, stage
+from siftune import nodes, processes, stage
 from siftune.stage import UserError
 
 NUM_PROCESSES = "SIFTUNE_PROCESSES"
 GPUS = Path("/proc/driver/nvidia/gpus")
 # The others wait in an exchange of numbers that can never end; until then they may clean up.
 GRACE = 20.0
+Starter = Callable[[dict[str, str]], "subprocess.Popen[bytes] | nodes.Rank"]
 _NO_FAILURE = (stage.FINISHED, stage.RUN_AGAIN, stage.START_AGAIN, stage.STOPPED_AT_ONCE)
 
 
 def launch() -> None:
     """Return in a process that trains; where there must be several, start them and never return.
 
-    There are as many as SIFTUNE_PROCESSES says, else as GPUs are visible, else one. This one then
-    only passes signals on, and exits as they did: 75 and 78 as for one process, or the code of the
-    first that failed.
+    On each node of the job there are as many as SIFTUNE_PROCESSES says, else as GPUs are visible,
+    else one. This one then only passes signals on, and exits as they did: 75 and 78 as for one
+    process, or the code of the first that failed.
 
     Raises:
         UserError: SIFTUNE_PROCESSES is no number of processes.
+        RunAgain: not all nodes of the job answer.
     """
-    num_processes = _num_processes()
-    if "RANK" in os.environ or num_processes == 1:
+    num = num_processes()
+    if "RANK" in os.environ or (num == 1 and nodes.KEY not in os.environ):
         return
     # Only noted: when one comes, some of the processes may not have been started yet.
     signals: list[int] = []
@@ -41,8 +44,9 @@ def launch() -> None:
 
     for number in stage.STOP_SIGNALS:
         signal.signal(number, note)
+    agents = nodes.gather(signals)
     while True:
-        code = _Group(num_processes, signals).wait()
+        code = _Group(num, agents, signals).wait()
         if code != stage.START_AGAIN:
             stage.note_end(code, "")
             sys.exit(code)
@@ -61,7 +65,12 @@ def num_gpus() -> int:
     return num
 
 
-def _num_processes() -> int:
+def num_processes() -> int:
+    """How many processes of a training are to run on this node.
+
+    Raises:
+        UserError: SIFTUNE_PROCESSES is no number of processes.
+    """
     wanted = os.environ.get(NUM_PROCESSES)
     if wanted is None:
         return max(num_gpus(), 1)
@@ -76,14 +85,15 @@ def _num_processes() -> int:
 class _Group:
     """The processes of one start."""
 
-    def __init__(self, num_processes: int, signals: list[int]) -> None:
+    def __init__(self, num_here: int, agents: list[nodes.Agent], signals: list[int]) -> None:
         self._signals = signals  # that came to this process, and may still grow
         self._num_passed_on = 0
         self._codes: dict[int, int] = {}  # by rank, in the order in which they ended
-        self._sent: list[set[int]] = [set() for _ in range(num_processes)]
         self._kill_at = float("inf")
-        port = _free_port()
-        self._ranks = [_start(rank, num_processes, port) for rank in range(num_processes)]
+        places = _places([num_here, *(agent.num_processes for agent in agents)])
+        starters: list[Starter] = [_start, *(agent.start for agent in agents)]
+        self._ranks = [starters[node](place) for node, place in places]
+        self._sent: list[set[int]] = [set() for _ in self._ranks]
 
     def wait(self) -> int:
         """The exit code of all, once all have ended."""
@@ -92,8 +102,9 @@ class _Group:
                 self._to_all(number)
                 self._num_passed_on += 1
             for rank, process in enumerate(self._ranks):
-                if rank not in self._codes and process.poll() is not None:
-                    self._codes[rank] = process.returncode
+                code = process.poll()
+                if rank not in self._codes and code is not None:
+                    self._codes[rank] = code
                     self._after(rank)
             if time.monotonic() > self._kill_at:
                 self._to_all(signal.SIGKILL)
@@ -133,25 +144,36 @@ class _Group:
         return stage.FINISHED if codes.get(0) == stage.FINISHED else stage.RUN_AGAIN
 
 
-def _start(rank: int, num_processes: int, port: int) -> "subprocess.Popen[bytes]":
-    environment = {
-        # As many threads as cores in each of them would only wait for each other.
-        "OMP_NUM_THREADS": "1",
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        processes.LAUNCHER: str(os.getpid()),
+def _places(counts: list[int]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The node of each rank, and what tells the rank its place, as torch reads it.
+
+    Args:
+        counts: of processes, by node.
+    """
+    several = len(counts) > 1
+    meeting = {
+        "WORLD_SIZE": str(sum(counts)),
+        "MASTER_ADDR": nodes.address()[0] if several else "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
     }
-    return subprocess.Popen([sys.executable, "-P", *sys.argv], env=environment)
+    rank = 0
+    for node, count in enumerate(counts):
+        for local in range(count):
+            place = {
+                "RANK": str(rank), "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(count),
+            }  # fmt: skip
+            yield node, meeting | place
+            rank += 1
+
+
+def _start(place: dict[str, str]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-P", *sys.argv]
+    return subprocess.Popen(command, env=processes.of_rank(place))
 
 
 def _free_port() -> int:
     with socket.socket() as any_port:
-        any_port.bind(("127.0.0.1", 0))
+        any_port.bind(("", 0))
         port: int = any_port.getsockname()[1]
         return port
 

@@ -106,15 +106,21 @@ def run(main: Callable[[], None], *, ends_with_dvc: bool = True) -> NoReturn:
 
 def note_end(code: int, message: str) -> None:
     """Tell `siftune repro`, if that started this, how this process ends and why."""
-    path = os.environ.get(ENDED)
-    if path is not None:
-        row = {
+    pass_on_note(
+        {
             "stage": Path(sys.argv[0]).stem,
             "rank": os.environ.get("RANK") if processes.LAUNCHER in os.environ else None,
             "code": code,
             "message": message,
             "job_ends": _does_job_end,
         }
+    )
+
+
+def pass_on_note(row: dict[str, object]) -> None:
+    """Tell `siftune repro`, if that started this, what `note_end` wrote in another process."""
+    path = os.environ.get(ENDED)
+    if path is not None:
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
