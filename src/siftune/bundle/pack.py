@@ -40,7 +40,7 @@ def _write(path: Path, folder: str, entries: list[Entry], num_bytes: int) -> Non
     with path.open("wb") as file:
         # The first file, though its content is known last: its size is known.
         sums = "".join(f"{'0' * 64}  {entry.name}\n" for entry in entries).encode()
-        file.write(_header(f"{folder}/{SUMS}", len(sums), mode=0o644, seconds=0))
+        file.write(_header(f"{folder}/{SUMS}", len(sums), seconds=0))
         place = file.tell()
         file.write(sums + _padding(len(sums)))
         blocks = _blocks(folder, entries, digests)
@@ -57,10 +57,7 @@ def _blocks(folder: str, entries: list[Entry], digests: dict[str, str]) -> Itera
     """The tar's bytes of all entries; `digests` gets the sha256 of each."""
     for entry in entries:
         facts = entry.path.stat()
-        mode = 0o755 if facts.st_mode & 0o100 else 0o644
-        yield _header(
-            f"{folder}/{entry.name}", facts.st_size, mode=mode, seconds=int(facts.st_mtime)
-        )
+        yield _header(f"{folder}/{entry.name}", facts.st_size, seconds=int(facts.st_mtime))
         digest = hashlib.sha256()
         left = facts.st_size
         with entry.path.open("rb") as file:
@@ -74,9 +71,9 @@ def _blocks(folder: str, entries: list[Entry], digests: dict[str, str]) -> Itera
         yield _padding(facts.st_size)
 
 
-def _header(name: str, size: int, *, mode: int, seconds: int) -> bytes:
+def _header(name: str, size: int, *, seconds: int) -> bytes:
     member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = size, mode, seconds
+    member.size, member.mtime = size, seconds
     return member.tobuf(tarfile.PAX_FORMAT)
 
 
