@@ -31,13 +31,8 @@ ONLY_IN = {
 PINNED = {"sources"}
 # How stages start, read params and log decides no result: a change there runs nothing again.
 PLUMBING = {
-<<<<<<< ours
-    *("config", "disk", "files", "follower", "history", "lock", "mirror", "processes", "progress"),
-    *("provenance", "ranks", "redaction", "sections", "stage", "store", "tracking"),
-=======
     *("config", "disk", "files", "follower", "history", "lock", "mirror", "nodes", "processes"),
-    *("progress", "provenance", "ranks", "redaction", "stage", "store", "tracking"),
->>>>>>> theirs
+    *("progress", "provenance", "ranks", "redaction", "sections", "stage", "store", "tracking"),
     *("resume.agreement", "resume.attempt", "resume.checkpoints", "resume.fingerprint"),
     "resume.stopping",
 }
