@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from siftune.chat import conversation, templates, trial
+from siftune.chat.families import FAMILIES
 from siftune.data.faults import Fault
 from siftune.stage import UserError
 
@@ -48,11 +49,11 @@ def probe(tokenizer) -> str | None:
 
 
 def test_each_name_is_a_file():
-    assert {path.stem for path in templates.FOLDER.glob("*.jinja")} == set(templates.FAMILIES)
-    assert len(templates.FAMILIES) == 13
+    assert {path.stem for path in templates.FOLDER.glob("*.jinja")} == set(FAMILIES)
+    assert len(FAMILIES) == 13
 
 
-@pytest.mark.parametrize("name", templates.FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_named_template_reads_the_conversation_and_nothing_else(name: str):
     """So it cannot know the date, and says the same on every day."""
     text = templates.named(name)
@@ -64,7 +65,7 @@ def test_a_named_template_reads_the_conversation_and_nothing_else(name: str):
     assert max(len(line) for line in text.partition("-#}")[0].splitlines()) <= 100
 
 
-@pytest.mark.parametrize("name", templates.FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_named_template_is_fit_for_training(name: str, tokenizer):
     chosen = templates.choose(tokenizer, name)
     if name == "llama-3":  # two line breaks are one token here, but not before a letter
@@ -74,7 +75,7 @@ def test_a_named_template_is_fit_for_training(name: str, tokenizer):
         assert probe(chosen) is None
 
 
-@pytest.mark.parametrize("name", templates.FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_named_template_refuses_roles_and_tools_that_it_has_not(name: str, tokenizer):
     template, tokens = templates.named(name), tokenizer.special_tokens_map
 
@@ -106,7 +107,7 @@ def test_a_text_beside_a_tool_call_is_not_dropped_in_silence(name: str):
         render(templates.named(name), [TALK[0], both], None, {"eos_token": "</s>"})
 
 
-@pytest.mark.parametrize("name", templates.FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_tokenizer_without_bos_gets_none(name: str):
     tokens = {"eos_token": "</s>"}
     text = render(templates.named(name), TALK, None, tokens)

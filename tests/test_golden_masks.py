@@ -11,6 +11,7 @@ import pytest
 
 from siftune import gguf_tokenizer
 from siftune.chat import conversation, masking, templates
+from siftune.chat.families import FAMILIES
 from siftune.data.faults import Fault
 from siftune.sections import Encode
 
@@ -48,7 +49,7 @@ def tokenizer_of(tokenizer):
 
 
 def test_every_named_template_has_every_kind_of_case():
-    assert set(GOLDEN) == set(templates.FAMILIES)
+    assert set(GOLDEN) == set(FAMILIES)
     assert len(CASES) >= 40
     for golden in GOLDEN.values():
         assert set(KINDS) <= set(golden["cases"])

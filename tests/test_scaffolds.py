@@ -6,6 +6,7 @@ import pytest
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from siftune.chat import conversation, scaffolds, templates
+from siftune.chat.families import FAMILIES
 
 TURN = "{{ '<' + message['role'] + '>' + message.content ~ eos_token }}"
 ODD = ("a", "\0000\0", "{{ x }}{% if %}", " \n<|im_start|>為🎉 ", "\\1 \\g<1>")
@@ -76,7 +77,7 @@ def test_a_template_that_might_look_at_a_text_is_not(template: str):
 
 
 def test_named_templates():
-    proven = [name for name in templates.FAMILIES if is_proven(templates.named(name))]
+    proven = [name for name in FAMILIES if is_proven(templates.named(name))]
     assert proven == ["chatml", "phi-3", "phi-4", "zephyr"]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from siftune import gguf_tokenizer, llama_cpp
 from siftune.chat import masking, templates
+from siftune.chat.families import FAMILIES
 from siftune.sections import Encode
 
 HERE = Path(__file__).parent
@@ -38,8 +39,8 @@ def union(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokens = [
         *(GOLDEN[family][role] for family in GOLDEN for role in ("bos_token", "eos_token")),
-        *(token for family in templates.FAMILIES.values() for token in family.markers),
-        *(family.stop for family in templates.FAMILIES.values()),
+        *(token for family in FAMILIES.values() for token in family.markers),
+        *(family.stop for family in FAMILIES.values()),
     ]
     tokenizer.add_special_tokens(
         {"extra_special_tokens": list(dict.fromkeys(token for token in tokens if token))}
@@ -115,7 +116,7 @@ class Server:
             return json.load(answer)
 
 
-@pytest.mark.parametrize("family", templates.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_has_the_same_tokens_in_training_transformers_and_llama_cpp(
     family: str, sid_root: Path, union, gguf: Path
 ):

@@ -8,13 +8,13 @@ import copy
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from siftune.chat import conversation, trial
+from siftune.chat.families import FAMILIES, Family
 from siftune.data.faults import Fault
 from siftune.stage import UserError
 
@@ -25,41 +25,6 @@ MAX_FILE_BYTES = 64 * 1024
 TRIAL_SECONDS = 60  # of wall time: a busy machine gives its trial.CPU_SECONDS late
 
 END_OF_TEXT = "</s>"  # where a tokenizer has no end-of-sequence token at all
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a named template needs of a tokenizer: tokens that are added where they are missing.
-
-    `stop` ends each answer; None: the tokenizer's own end-of-sequence token, as published.
-    """
-
-    stop: str | None
-    markers: tuple[str, ...] = ()
-
-
-FAMILIES = {
-    "chatml": Family("<|im_end|>", ("<|im_start|>",)),
-    "llama-2": Family(None),
-    "llama-3": Family("<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>")),
-    # Text before v0.3, where "][" of two neighbours is one token: no place where a prompt can end.
-    "mistral": Family(
-        None,
-        (
-            *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-            *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
-        ),
-    ),
-    "gemma-2": Family("<end_of_turn>", ("<start_of_turn>",)),
-    "gemma-3": Family("<end_of_turn>", ("<start_of_turn>",)),
-    "phi-3": Family("<|end|>", ("<|system|>", "<|user|>", "<|assistant|>")),
-    "phi-4": Family("<|im_end|>", ("<|im_start|>", "<|im_sep|>")),
-    "qwen-2.5": Family("<|im_end|>", ("<|im_start|>",)),
-    "qwen-3": Family("<|im_end|>", ("<|im_start|>",)),
-    "alpaca": Family(None),
-    "vicuna": Family(None),
-    "zephyr": Family(None),
-}
 
 # What the probe renders.
 QUESTIONS = ("Is this the first question?", "Is this the second question?")
