@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from siftune import ranks
-from siftune.doctor import place
+from siftune.doctor import packages, place
 from siftune.doctor.finding import OK, PROBLEM, WARNING, Finding, ask
 
 PROC = Path("/proc/driver/nvidia/version")
@@ -37,11 +36,20 @@ def check() -> Iterator[Finding]:
         )  # fmt: skip
     for (name, capability), num in rows.items():
         yield _judge_gpu(name, capability, num)
-    if place.in_job() and rows and ranks.num_gpus() == 0:
+    if place.in_job() and rows and _num_given() == 0:
         yield Finding(
             PROBLEM, "GPU", "the job was given none of this node's GPUs",
             "Submit it with --gpus-per-node=1.",
         )  # fmt: skip
+
+
+def _num_given() -> int | None:
+    """Of this job; None: not known to a Python without the packages."""
+    if not packages.has_stack():
+        return None
+    from siftune import ranks
+
+    return ranks.num_gpus()
 
 
 def _none() -> Finding:

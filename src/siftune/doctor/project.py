@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from siftune import provenance, ranks
+from siftune import provenance
 from siftune.doctor import packages, place
 from siftune.doctor.finding import OK, PATIENCE, PROBLEM, WARNING, Finding
 from siftune.stage import UserError
@@ -48,7 +48,7 @@ def params() -> Iterator[Finding]:
     """Whether params.yaml is valid, here and with the processes of this job."""
     if not packages.has_stack():
         return
-    from siftune import config, preflight
+    from siftune import config, preflight, ranks
 
     processes = max(ranks.num_gpus(), 1) * int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     try:
