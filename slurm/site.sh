@@ -23,13 +23,26 @@ locked_sha256() {
     sed -n '/^  "'"$variant"'": {/,/^  }/ s/^    "sha256": "\([0-9a-f]\{64\}\)".*/\1/p' containers/image.lock
 }
 
+check_image() {
+    case $variant in cuda | volta | cpu) ;; *) stop "SIFTUNE_VARIANT=$variant: it must be cuda, volta or cpu." ;; esac
+    [ -f "$image" ] || stop "there is no image $root/$image: build it (python containers/build.py $variant), or copy it there. For another variant, set SIFTUNE_VARIANT to cuda, volta or cpu."
+    [ -f containers/image.lock ] || stop "containers/image.lock is not there: build.py writes it with the image. Copy both."
+    [ -n "$(locked_sha256)" ] || stop "containers/image.lock has no image of the variant $variant: build it (python containers/build.py $variant), or take the image.lock that came with $image."
+}
+
 # Refuse what cannot run, before it waits in a queue.
 check_site() {
     local name
     for name in ${SIFTUNE_REQUIRED:-}; do
-        [ -n "${!name:-}" ] || stop "$name is not set, and the site ${SIFTUNE_SITE:-} needs it: export $name=…, or set it in $site."
+        [ -n "${!name:-}" ] || stop "$name is not set, and the site $SIFTUNE_SITE needs it: export $name=…, or set it in $site."
     done
-    [ -f "$image" ] || stop "there is no image $root/$image: build it (python containers/build.py $variant), or copy it there. Another variant: SIFTUNE_VARIANT=cuda, volta or cpu."
-    [ -f containers/image.lock ] || stop "containers/image.lock is not there: build.py writes it with the image. Copy both."
-    [ -n "$(locked_sha256)" ] || stop "containers/image.lock knows no image of the variant $variant: build it (python containers/build.py $variant), or take the image.lock that came with $image."
+    check_image
+}
+
+load_modules() {
+    [ -n "${SIFTUNE_MODULES:-}" ] || return 0
+    set +u # the site's command may not bear it
+    # shellcheck disable=SC2086 # several names
+    module load $SIFTUNE_MODULES
+    set -u
 }

@@ -9,7 +9,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
-slurm=$(dirname "$0")
-[ -e "$slurm/run.sh" ] || slurm=$SLURM_SUBMIT_DIR/slurm # Slurm runs a copy, elsewhere
+slurm=$(dirname "$0") && [ -e "$slurm/run.sh" ] || slurm=$SLURM_SUBMIT_DIR/slurm # Slurm runs a copy, elsewhere
+[ -e "$slurm/run.sh" ] || { echo "siftune: submit in the repository's root, not in $SLURM_SUBMIT_DIR" >&2; exit 78; }
 case ${1:-} in "" | -*) set -- sft "$@" ;; esac
 exec "$slurm/run.sh" train "$@"
