@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from siftune import nodes, processes, ranks, stage
 
@@ -65,14 +66,6 @@ def set_job(monkeypatch: pytest.MonkeyPatch, *, num_nodes: int) -> None:
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", str(num_nodes))
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
     monkeypatch.setenv(nodes.KEY, "a key")
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came true")
 
 
 def started() -> list[dict]:

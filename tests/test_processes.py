@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from siftune import processes
 
@@ -37,14 +38,6 @@ from pathlib import Path
 Path("dvc").write_text(str(os.getpid()))
 subprocess.Popen(sys.argv[1:], env=os.environ | {"DVC_STAGE": "sft"}).wait()
 """
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came true")
 
 
 def number_in(path: Path) -> int:

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from siftune import processes, ranks, stage
 from siftune.stage import UserError
@@ -49,14 +50,6 @@ def _here(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "CUDA_VISIBLE_DEVICES", ranks.NUM_PROCESSES):
         monkeypatch.delenv(name, raising=False)
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came true")
 
 
 def started() -> list[dict]:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import until
 
 from siftune import lock, processes
 
@@ -113,14 +114,6 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
     """The exit code, and the last line."""
     _, err = process.communicate(timeout=60)
     return process.returncode, err.splitlines()[-1]
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came true")
 
 
 def assert_it_works_again() -> None:
