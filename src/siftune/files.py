@@ -124,8 +124,10 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON object to a log of lines; on disk before this returns."""
     with disk.writing(path), path.open("ab+") as file:
         # A writer that was killed may have left half a line: what follows stands on its own.
-        whole = file.tell() == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n"
-        file.write(b"" if whole else b"\n")
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
         file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
