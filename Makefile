@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: help demo test faults faults-long check check-locks params lock llama cluster ui
 
 help: ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/ready ## the whole pipeline on the embedded model: base against tuned, and a report
 	siftune repro
