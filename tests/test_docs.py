@@ -30,7 +30,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # Folders whose every file has its line in the README's tree.
-WHOLLY_LISTED = ("conf", "train", "eval", "export", "src/siftune", "containers")
+WHOLLY_LISTED = ("conf", "train", "eval", "export", "src/siftune", "containers", "slurm")
 # Made by `make`, so always there where a user types the lines below it.
 ACTIVATE = "source .venv/bin/activate"
 
@@ -91,6 +91,9 @@ def test_every_command_of_the_readme_is_run_somewhere(page: Path, readme_command
         if program == "make":
             # test_make_ui_opens_mlflow runs the one that does not end by itself.
             assert line in run_by_ci or line == "make ui", line
+        elif program == "sbatch" or program.startswith("slurm/"):
+            # On the login node of the test cluster.
+            assert "readme_commands" in (ROOT / "tests/cluster/test_login_node.py").read_text()
         else:
             assert program in ("dvc", "siftune") or line == ACTIVATE, line
     # Those of dvc and siftune.
@@ -100,7 +103,7 @@ def test_every_command_of_the_readme_is_run_somewhere(page: Path, readme_command
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_command_hides_in_a_block_of_another_kind(page: Path):
     assert {language for language, _ in blocks(page)} <= {"bash", "yaml", "text", "mermaid"}
-    commands = ("make ", "dvc ", "siftune ", "pip ", "git ", "python ", "source ", "$ ")
+    commands = ("make ", "dvc ", "siftune ", "pip ", "git ", "python ", "source ", "sbatch ", "$ ")
     shown = [text for language, text in blocks(page) if language != "bash"]
     assert not [t for text in shown for t in text.splitlines() if t.startswith(commands)]
 
@@ -274,7 +277,10 @@ def test_links_lead_somewhere(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_paths_of_the_repository_are_there(page: Path):
-    ours = ("conf/", "train/", "eval/", "export/", "src/", "containers/", "tests/", "docs/", ".ci/")
+    ours = (
+        *("conf/", "train/", "eval/", "export/", "src/", "containers/", "tests/", "docs/"),
+        *("slurm/", ".ci/"),
+    )
     named = [span for span in code_spans(page) if re.fullmatch(r"[\w./-]+", span)]
     assert [p for p in named if p.startswith(ours) and not (ROOT / p).exists()] == []
 

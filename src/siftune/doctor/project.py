@@ -50,9 +50,10 @@ def params() -> Iterator[Finding]:
         return
     from siftune import config, preflight, ranks
 
-    processes = max(ranks.num_gpus(), 1) * int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    num_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     try:
-        preflight.check(config.load_all(), world_size=processes)
+        world_size = ranks.num_processes() * num_nodes
+        preflight.check(config.load_all(), world_size=world_size)
     except UserError as error:
         yield Finding(PROBLEM, "params", " ".join(str(error).split()))
     else:
