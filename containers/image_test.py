@@ -11,9 +11,15 @@ from pathlib import Path
 
 VARIANT = os.environ["SIFTUNE_IMAGE_VARIANT"]
 STACK = ("accelerate", "datasets", "dvc.repo", "gguf", "lm_eval", "mlflow", "peft", "trl")
-ON_GPUS = {"cuda": ("bitsandbytes",), "volta": ("bitsandbytes",), "cpu": ()}
-# They ask for a GPU when they are imported.
-WITH_GPU = {"cuda": ("unsloth", "vllm"), "volta": (), "cpu": ()}
+ON_GPUS = {"cuda": ("bitsandbytes", "vllm"), "volta": ("bitsandbytes",), "cpu": ()}
+# It asks for a GPU when it is imported.
+WITH_GPU = {"cuda": ("unsloth",), "volta": (), "cpu": ()}
+# What each prints tells whether it runs; quantize ends with 1 after its usage.
+TOOLS = (
+    ("llama-quantize", "--help", "usage"),
+    ("llama-perplexity", "--version", "version"),
+    ("llama-server", "--version", "version"),
+)
 LLAMA_CPP = Path(sys.prefix, "share/llama.cpp/convert_hf_to_gguf.py")
 
 
@@ -78,9 +84,10 @@ def llama_cpp() -> None:
     run(sys.executable, str(LLAMA_CPP), "--help", environment=beside)
     if importlib.util.find_spec("llama_cpp"):
         importlib.import_module("llama_cpp")
-        for tool in ("quantize", "perplexity", "server"):
-            require(shutil.which(f"llama-{tool}"), f"llama-{tool} is not there")
-            run(f"llama-{tool}", *(["--version"] if tool == "server" else ["--help"]))
+        for tool, option, says in TOOLS:
+            require(shutil.which(tool), f"{tool} is not there")
+            done = subprocess.run([tool, option], capture_output=True, text=True)
+            require(says in done.stdout + done.stderr, f"{tool} fails:\n{done.stderr}")
 
 
 def trains_one_step(folder: str) -> None:
