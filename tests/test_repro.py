@@ -289,3 +289,22 @@ def test_params_that_are_set_make_an_experiment():
     assert yaml.safe_load(Path("after").read_text())["work"]["text"] == evil
     assert not Path("evil").exists()
     assert "first" in dvc("exp", "list").stdout
+
+
+def test_a_job_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path_factory):
+    """Its time is shorter than the warning: each start would be stopped as soon as it begins."""
+    notes = tmp_path_factory.mktemp("notes")
+    checkpoint = Path("work/0123456789abcdef/checkpoints/step-00000005/published")
+    for start in range(5):
+        (notes / "requeue").unlink(missing_ok=True)
+        (notes / "warned").touch()
+        with supervised("save_when_told()", SIFTUNE_JOB=str(notes), SLURM_JOB_ID="7") as process:
+            if start == 1:
+                until(Path("pid").exists)
+                checkpoint.parent.mkdir(parents=True)
+                checkpoint.touch()
+            code, last = ended(process)
+        Path("pid").unlink()
+        assert (notes / "requeue").exists() is (start < 4)
+        assert code == (75 if start < 4 else 78)
+    assert last.startswith("siftune: the last 3 starts of job 7 were stopped before anything new")

@@ -15,17 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from siftune import files, killed_dvc, lock, processes, stage
+from siftune import files, killed_dvc, lock, processes, requeue, stage
 from siftune.stage import RunAgain, UserError
 
 # Options that only `dvc exp run` has: it composes params.yaml anew.
 OF_EXPERIMENTS = ("-S", "--set-param", "-n", "--name")
-# Names a folder for notes between this process and the batch script of its Slurm job
-# (slurm/run.sh), which writes `warned` when Slurm warns it and reads `requeue` at the end.
-JOB = "SIFTUNE_JOB"
 SECONDS_BETWEEN_LOOKS = 0.2
-# Of one who ended the pipeline for good, or for now; a cluster's warning is SIGUSR1.
-_NOT_TO_REQUEUE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2}
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -36,6 +31,7 @@ def main(arguments: list[str]) -> NoReturn:
 
     Raises:
         RunAgain: another job works in this folder.
+        UserError: the cluster stops this job again and again before anything is saved.
     """
     signals: list[int] = []
 
@@ -45,22 +41,24 @@ def main(arguments: list[str]) -> NoReturn:
     for number in stage.STOP_SIGNALS:
         signal.signal(number, note)
     _refuse_a_second_one()
+    job = requeue.Start()
     with tempfile.TemporaryDirectory() as folder:
         ended = Path(folder, "ended.jsonl")
         os.environ[stage.ENDED] = str(ended)
-        code = _Dvc(arguments, signals).wait()
+        code = _Dvc(arguments, signals, job).wait()
         rows = files.read_lines(ended)
     if code:
         code = _tell(rows, code)
-    if code == stage.RUN_AGAIN and _is_clusters_wish(rows, signals):
-        _job_file("requeue").touch()
+    if code == stage.RUN_AGAIN:
+        job.stopped(signals, rows)
     sys.exit(code)
 
 
 class _Dvc:
     """DVC in a child of this process."""
 
-    def __init__(self, arguments: list[str], signals: list[int]) -> None:
+    def __init__(self, arguments: list[str], signals: list[int], job: requeue.Start) -> None:
+        self._job = job
         self._signals = signals  # that came to this process, and may still grow
         self._told: set[tuple[int, int]] = set()  # process, signal
         supervisor = os.getpid()
@@ -75,7 +73,7 @@ class _Dvc:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
-            if signal.SIGUSR1 not in self._signals and _job_file("warned").exists():
+            if signal.SIGUSR1 not in self._signals and self._job.is_warned():
                 self._signals.append(signal.SIGUSR1)
             if self._signals:
                 self._pass_on()
@@ -138,17 +136,6 @@ def _tell(rows: list[dict[str, Any]], code: int) -> int:
     why = messages[0] if messages else "what it said is above."
     print(f"siftune: {verdict['stage']} ended with code {verdict['code']}: {why}", file=sys.stderr)
     return int(verdict["code"])
-
-
-def _is_clusters_wish(rows: list[dict[str, Any]], signals: list[int]) -> bool:
-    """Whether the Slurm job, not a person, asked to stop: it is to be queued again."""
-    if JOB not in os.environ or _NOT_TO_REQUEUE & set(signals):
-        return False
-    return signal.SIGUSR1 in signals or any(row["job_ends"] for row in rows)
-
-
-def _job_file(name: str) -> Path:
-    return Path(os.environ.get(JOB, "/nonexistent"), name)
 
 
 def _how(code: int) -> str:
