@@ -22,7 +22,9 @@ for folder in "$HF_HOME" "$MODELSCOPE_CACHE" ${HF_HUB_CACHE:+"$HF_HUB_CACHE"} ${
     mkdir -p "$folder"
     see "$folder" "$folder"
 done
-for path in "$root" "${SIFTUNE_BINDS[@]}"; do
+# A DVC cache elsewhere, which several checkouts share.
+mapfile -t caches < <(sed -n 's|^ *dir *= *\(/.*\)|\1|p' .dvc/config .dvc/config.local 2>/dev/null)
+for path in "$root" "${caches[@]}" "${SIFTUNE_BINDS[@]}"; do
     see "$path" "$path"
 done
 

@@ -8,6 +8,7 @@ name=$1 && shift
 [ -n "${SLURM_JOB_ID:-}" ] || exec slurm/submit.sh "slurm/$name.sh" "$@"
 say() { echo "siftune: $1" >&2; }
 again=$(printf ' %q' sbatch "slurm/$name.sh" "$@")
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || again=" slurm/sweep.sh with the same file, once all its tasks have ended"
 
 # A folder on each node, made by node.sh; the image has it as /tmp.
 export SIFTUNE_JOB=${SIFTUNE_SCRATCH:-${TMPDIR:-/tmp}}/siftune-$SLURM_JOB_ID

@@ -19,6 +19,9 @@ def main() -> None:
     repro.set_defaults(run=_repro)
     node = commands.add_parser("node", help="started by slurm/run.sh on the other nodes of a job")
     node.set_defaults(run=_node)
+    logs = commands.add_parser("logs", help="what a Slurm job says")
+    logs.add_argument("job", metavar="JOB", help="its number, as squeue shows it")
+    logs.set_defaults(run=_logs)
     summary = commands.add_parser(
         "summary", help="base against tuned, what it cost, where the report is"
     )
@@ -64,6 +67,12 @@ def _node(arguments: argparse.Namespace) -> None:
     from siftune import nodes, ranks
 
     nodes.serve(ranks.num_processes())
+
+
+def _logs(arguments: argparse.Namespace) -> None:
+    from siftune import logs
+
+    logs.follow(arguments.job)
 
 
 def _summary(arguments: argparse.Namespace) -> None:

@@ -133,7 +133,7 @@ def alive(found: Holder) -> bool | None:
         # Slurm starts a job again only after its last run has ended.
         again = found.restart != os.environ.get("SLURM_RESTART_COUNT")
         return False if again else None
-    return _is_job_alive(found.job)
+    return is_job_alive(found.job)
 
 
 def is_visible(found: Holder) -> bool:
@@ -279,7 +279,8 @@ def _same(one: Holder | None, other: Holder) -> bool:
     return one is not None and identity(one) == identity(other)
 
 
-def _is_job_alive(job: str) -> bool | None:
+def is_job_alive(job: str) -> bool | None:
+    """Whether a Slurm job is not over; None: Slurm cannot be asked here."""
     if os.environ.get(JOB_OVER) == job:
         return False
     if shutil.which("squeue") is None:
