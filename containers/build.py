@@ -69,8 +69,7 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="command", required=True)
     default = re.search(r"^ARG BASE=(\S+)$", (HERE / "Dockerfile").read_text(), re.M)[1]
     for variant, meaning in VARIANTS.items():
-        one = commands.add_parser(variant, help=meaning)
-        add = one.add_argument
+        add = commands.add_parser(variant, help=meaning).add_argument
         base = "a reference with an exact tag, a SIF, an OCI or Docker archive (.tar), or a root"
         add("--base", default=default, help=base)
         add("--wheels", type=Path, help="install from this folder, without a network")
