@@ -23,7 +23,7 @@ export SIFTUNE_IMAGE_SHA256
 [ "$SIFTUNE_IMAGE_SHA256" = "$(locked_sha256)" ] ||
     stop "$image is not the image of containers/image.lock: its sha256 is $SIFTUNE_IMAGE_SHA256, there it is $(locked_sha256). It was changed, or copied in part: build or copy it again, with its image.lock."
 [ "$variant" = cpu ] || [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ] ||
-    stop "the image $variant is for GPUs, and this job has none: sbatch --gpus-per-node=1 …, or SIFTUNE_VARIANT=cpu."
+    stop "the image $variant needs a GPU, and this job has none: sbatch --gpus-per-node=1 …, or SIFTUNE_VARIANT=cpu."
 load_modules
 # Slurm before 22.05 does not say when the job ends.
 [ -n "${SLURM_JOB_END_TIME:-}" ] || ! SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s) || export SLURM_JOB_END_TIME
