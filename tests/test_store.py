@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -17,6 +18,23 @@ def test_processes_that_open_a_new_sqlite_file_at_once_all_get_it(tmp_path, monk
     ]
     complaints = [one.communicate(timeout=120)[1] for one in several]
     assert [one.returncode for one in several] == [0, 0], complaints
+
+
+def test_a_process_killed_while_it_makes_the_file_leaves_no_half_of_it(tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    code = "from siftune import store; store.connect()"
+    first = subprocess.Popen([sys.executable, "-P", "-c", code])
+    deadline = time.monotonic() + 60
+    # Of 950,000 bytes: in the midst of a migration, which MLflow would begin again.
+    while not any(path.stat().st_size > 300_000 for path in folder.glob("*mlflow.db*")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.001)
+    first.kill()
+    first.wait()
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
 def test_a_database_that_is_not_there_is_known_at_once(monkeypatch):

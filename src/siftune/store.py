@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from siftune import redaction
+from siftune import files, redaction
 
 REASON_LENGTH = 300
 DEFAULT = "sqlite:///mlflow.db"
@@ -84,4 +84,16 @@ def _first_opening(uri: str) -> Iterator[None]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{path}.lock").open("a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
+        if not Path(path).exists():
+            _make(Path(path))
         yield
+
+
+def _make(path: Path) -> None:
+    """Make the tables aside: if it is killed meanwhile, MLflow does not get over half of them."""
+    import mlflow
+
+    for left in path.parent.glob(f".{path.name}.*.tmp-journal"):
+        left.unlink()  # SQLite's, of one that was
+    with files.published_file(path) as aside:
+        mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
