@@ -1,0 +1,235 @@
+"""What slurm/*.sh pass on and refuse, with stand-ins; tests/cluster has the real programs."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Writes its arguments and surroundings, and then does what it is told.
+FAKE = """#!/usr/bin/env bash
+printf '%s\\0' "$@" >"$RECORD/$(basename "$0").arguments"
+env -0 >"$RECORD/$(basename "$0").environment"
+case $(basename "$0") in
+sbatch) echo "${PARSABLE:-Submitted batch job 12}" ;;
+srun) while [[ $1 == -* ]]; do shift; done; exec "$@" ;;
+apptainer) exit "${CODE:-0}" ;;
+esac
+"""
+EVIL = [
+    "sft",
+    "-S",
+    "a=b c",
+    "-S",
+    "x=$(touch evil)",
+    "`touch evil`; touch evil",
+    'it\'s "q"',
+    "new\nline",
+    "-rf",
+]
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A checkout with an image, in a folder whose name is hard on shells."""
+    folder = tmp_path / 'it\'s a, "clone" of: mine'
+    shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("*.log"))
+    (folder / "containers").mkdir()
+    image = folder / "containers" / "siftune-cpu.sif"
+    image.write_bytes(b"image")
+    sha256 = hashlib.sha256(b"image").hexdigest()
+    lock = {
+        "cpu": {"base": "b", "lock_sha256": "1" * 64, "sha256": sha256},
+        "cuda": {"base": "b", "sha256": "2" * 64},
+    }
+    (folder / "containers" / "image.lock").write_text(json.dumps(lock, indent=2, sort_keys=True))
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "srun", "apptainer", "squeue", "scontrol"):
+        (tmp_path / "bin" / name).write_text(FAKE)
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SIFTUNE", "SBATCH"))]:
+        monkeypatch.delenv(name)
+    settings = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECORD": str(tmp_path),
+        "HOME": str(tmp_path / "home"), "SIFTUNE_VARIANT": "cpu",
+        "SIFTUNE_SCRATCH": str(tmp_path / "scratch"),
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+def in_job(
+    clone: Path, script: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess:
+    """As Slurm runs a batch script: a copy of it, from its spool folder."""
+    spooled = clone.parent / "slurm_script"
+    shutil.copy(clone / "slurm" / script, spooled)
+    job = {
+        "SLURM_JOB_ID": "12", "SLURM_SUBMIT_DIR": str(clone), "SLURM_JOB_NODELIST": "n1",
+        "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_END_TIME": "2000000000",
+    }  # fmt: skip
+    return run("bash", str(spooled), *arguments, **job, **environment)
+
+
+def arguments(clone: Path, program: str) -> list[str]:
+    return (clone.parent / f"{program}.arguments").read_text().split("\0")[:-1]
+
+
+def surroundings(clone: Path, program: str) -> dict[str, str]:
+    rows = (clone.parent / f"{program}.environment").read_text().split("\0")[:-1]
+    return dict(row.split("=", 1) for row in rows)
+
+
+@pytest.mark.parametrize("script", ["train.sh", "repro.sh", "evaluate.sh", "export.sh"])
+def test_arguments_are_literal_from_the_login_node_to_the_image(script, clone):
+    done = run(f"slurm/{script}", *EVIL)
+    assert done.returncode == 0, done.stderr
+    assert arguments(clone, "sbatch") == [f"slurm/{script}", *EVIL]
+    done = in_job(clone, script, *EVIL)
+    assert done.returncode == 0, done.stderr
+    passed = arguments(clone, "apptainer")
+    assert passed[passed.index("siftune") + 1 :] == ["repro", *EVIL]
+    assert not list(clone.rglob("evil"))
+
+
+@pytest.mark.parametrize(
+    ("script", "stages"),
+    [("train.sh", ["sft"]), ("repro.sh", []), ("evaluate.sh", ["compare", "samples"])],
+)
+def test_without_stages_each_has_its_own(script, stages, clone):
+    in_job(clone, script, "-S", "model=mine")
+    passed = arguments(clone, "apptainer")
+    assert passed[passed.index("siftune") + 1 :] == ["repro", *stages, "-S", "model=mine"]
+
+
+def test_only_what_is_meant_to_enters_the_image(clone):
+    evil = {
+        "LD_PRELOAD": "", "PYTHONPATH": "/evil", "PYTHONSTARTUP": "/evil", "BASH_ENV": "/dev/null",
+        "APPTAINERENV_PYTHONPATH": "/evil", "APPTAINER_BIND": "/evil", "SINGULARITYENV_X": "x",
+        "APPTAINERENV_LD_PRELOAD": "/evil.so", "AWS_SECRET_ACCESS_KEY": "s3cret",
+    }  # fmt: skip
+    in_job(clone, "train.sh", NCCL_SOCKET_IFNAME="ib0", MLFLOW_TRACKING_PASSWORD="hush", **evil)
+    passed = {
+        name.removeprefix("APPTAINERENV_"): value
+        for name, value in surroundings(clone, "apptainer").items()
+        if name.startswith(("APPTAINER", "SINGULARITY"))
+    }
+    assert passed["PYTHONPATH"] == f"{clone}/src"
+    assert (passed["NCCL_SOCKET_IFNAME"], passed["MLFLOW_TRACKING_PASSWORD"]) == ("ib0", "hush")
+    assert passed["SIFTUNE_IMAGE_SHA256"] == hashlib.sha256(b"image").hexdigest()
+    assert (passed["PYTHONNOUSERSITE"], passed["PYTHONSAFEPATH"]) == ("1", "1")
+    assert passed["HF_HUB_OFFLINE"] == "1"
+    allowed = ("SLURM_", "SIFTUNE_", "NCCL_", "MLFLOW_", "HF_", "PYTHON", "MODELSCOPE_", "LC_")
+    others = {name for name in passed if not name.startswith(allowed)}
+    assert others <= {
+        "USER",
+        "LOGNAME",
+        "LANG",
+        "TZ",
+        "DVC_NO_ANALYTICS",
+        "OMP_NUM_THREADS",
+        "GIT_AUTHOR_NAME",
+    } | {name for name in others if name.lower().endswith("_proxy")}
+    assert "hush" not in "".join(arguments(clone, "apptainer"))
+    assert {"--cleanenv", "--no-home", "--no-eval"} <= set(arguments(clone, "apptainer"))
+
+
+def test_a_path_is_bound_whatever_its_name(clone):
+    in_job(clone, "train.sh")
+    quoted = str(clone).replace('"', '""')
+    assert f'type=bind,"source={quoted}","destination={quoted}"' in arguments(clone, "apptainer")
+
+
+@pytest.mark.parametrize(
+    ("code", "last"),
+    [
+        (0, "siftune: job 12 has finished"),
+        (75, "siftune: to go on: sbatch slurm/train.sh sft -S a=b\\ c"),
+        (
+            78,
+            "siftune: job 12 is not tried again: mend what is said above, then: sbatch slurm",
+        ),
+        (137, "siftune: job 12 was killed; if not by you, its memory was too small"),
+        (1, "siftune: job 12 ended with code 1; why is above."),
+    ],
+)
+def test_the_last_line_says_what_to_do(code, last, clone):
+    done = in_job(clone, "train.sh", "sft", "-S", "a=b c", CODE=str(code))
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1].startswith(last)
+    assert not (clone.parent / "scratch" / "siftune-12").exists()
+
+
+def test_another_image_is_refused(clone):
+    (clone / "containers" / "siftune-cpu.sif").write_bytes(b"imagf")
+    done = in_job(clone, "train.sh")
+    assert done.returncode == 78
+    assert (
+        "siftune: containers/siftune-cpu.sif is not the image of containers/image.lock"
+        in done.stderr
+    )
+    assert not (clone.parent / "apptainer.arguments").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"SIFTUNE_SITE": "nowhere"}, "There are: example.sh taiwania2.sh"),
+        ({"SIFTUNE_SITE": "../sites/example"}, "SIFTUNE_SITE=../sites/example: there is no"),
+        ({"SIFTUNE_SITE": "taiwania2"}, "SBATCH_ACCOUNT is not set, and the site"),
+        ({"SIFTUNE_VARIANT": "rocm"}, "SIFTUNE_VARIANT=rocm: it must be cuda, volta or cpu"),
+        ({"SIFTUNE_VARIANT": "volta"}, "there is no image"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("script", ["train.sh", "chain.sh"])
+def test_what_the_site_lacks_is_said_before_submission(script, settings, message, clone):
+    done = run(f"slurm/{script}", **settings)
+    assert done.returncode == 78
+    assert message in done.stderr
+    assert not (clone.parent / "sbatch.arguments").exists()
+
+
+def test_an_image_for_gpus_needs_one(clone):
+    (clone / "containers" / "siftune-cuda.sif").write_bytes(b"image")
+    lock = (clone / "containers" / "image.lock").read_text()
+    good = lock.replace("2" * 64, hashlib.sha256(b"image").hexdigest())
+    (clone / "containers" / "image.lock").write_text(good)
+    done = in_job(clone, "train.sh", SIFTUNE_VARIANT="cuda")
+    assert done.returncode == 78
+    assert "needs a GPU, and this job has none: sbatch --gpus-per-node=1" in done.stderr
+    assert in_job(clone, "train.sh", SIFTUNE_VARIANT="cuda", SLURM_GPUS_ON_NODE="1").returncode == 0
+
+
+def test_submitted_elsewhere_is_refused(clone, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy("slurm/train.sh", tmp_path / "slurm_script")
+    done = run(
+        "bash", str(tmp_path / "slurm_script"), SLURM_JOB_ID="12", SLURM_SUBMIT_DIR=str(elsewhere)
+    )
+    assert done.returncode == 78
+    assert f"submit in the repository's root, not in {elsewhere}" in done.stderr
+
+
+def test_a_chain_waits_for_the_one_before(clone):
+    done = run("slurm/chain.sh", "-S", "model=mine", PARSABLE="12;cluster")
+    assert done.stdout == "siftune: job 12 trains, then 12 evaluates, then 12 exports\n", (
+        done.stderr
+    )
+    expected = [
+        "--parsable",
+        "--dependency=afterok:12",
+        "--kill-on-invalid-dep=yes",
+        "slurm/export.sh",
+    ]
+    assert arguments(clone, "sbatch") == expected
