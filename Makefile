@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults faults-long check check-locks params lock llama cluster ui
+.PHONY: help demo test test-cluster faults faults-long check check-locks params lock llama cluster ui
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ check-locks: .venv/ready ## resolve each lock again, and ask for known faults (n
 
 llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for running them
 	containers/llama.sh build
+
+test-cluster: .venv/ready ## the image and the batch scripts on a real Slurm cluster, all on this machine (needs root)
+	pytest --numprocesses=4 tests/cluster
 
 cluster: ## a shell on the login node of a Slurm cluster of four nodes, all on this machine (needs root)
 	$(PYTHON) tests/cluster/cluster.py

@@ -63,10 +63,11 @@ class Cluster:
 
     def sbatch(self, arguments: str, folder: str = ".", **environment: str) -> int:
         """Submit in a folder of the home what stands after `sbatch`; the job's number."""
-        said = self.ok(f"cd {shlex.quote(folder)} && sbatch {arguments}", **environment)
+        said = self.ok(f"cd -- {shlex.quote(folder)} && sbatch {arguments}", **environment)
         number = int(re.findall(r"Submitted batch job (\d+)", said)[0])
         with (self.folder / "submitted").open("a") as file:
-            print(number, os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0], file=file)
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0]
+            print(number, int(time.time()), test, file=file)
         return number
 
     def job(self, number: int | str) -> dict[str, str]:
@@ -78,6 +79,10 @@ class Cluster:
         """The job once it is over."""
         until(lambda: self.job(number)["JobState"] in OVER, f"job {number} is over", seconds)
         return self.job(number)
+
+    def until_restarted(self, number: int, times: int) -> None:
+        """Wait until a job was queued again so many times."""
+        until(lambda: int(self.job(number)["Restarts"]) >= times, f"requeue of {number}", 90)
 
     def log(self, number: int) -> str:
         """The output of a job so far."""

@@ -1,12 +1,13 @@
 """One cluster for a test run: it is up before the first test, and gone after the last."""
 
+import calendar
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,10 +18,29 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "faults")]
 
 import cluster as clusters  # noqa: E402
 import prepared  # noqa: E402
+import promise  # noqa: E402
 import workspace  # noqa: E402
 from cluster import CACHE, Cluster  # noqa: E402
 
 FOLDER = CACHE / "run"  # what the jobs left is there until the next run
+HISTORY = "work/runs/*-sft-*/metrics.jsonl"
+SLOW = """
+def _slow_down() -> None:
+    import time
+
+    from siftune.resume.trainer import Resumable
+
+    step = Resumable.training_step
+
+    def slow_step(self, *args, **kwargs):
+        time.sleep({})
+        return step(self, *args, **kwargs)
+
+    Resumable.training_step = slow_step
+
+
+_slow_down()
+"""
 UP = pytest.StashKey[ExitStack]()
 
 
@@ -57,12 +77,14 @@ def pytest_terminal_summary(
         return
     running = Cluster(FOLDER)
     say = terminalreporter.write_line
-    say("\n| job | test | nodes | restarts | seconds | state | exit code |\n|---|---|---|---|---|---|---|")
+    say("\n| job | test | nodes | restarts | time | state | exit code |")
+    say("|---|---|---|---|---|---|---|")
     for line in (FOLDER / "submitted").read_text().splitlines():
-        number, test = line.split()
+        number, submitted, test = line.split()
         job = running.job(number)
-        cells = (number, test.partition("::")[2], job["NodeList"], job["Restarts"], job["RunTime"],
-                 job["JobState"], job["ExitCode"])  # fmt: skip
+        ended = calendar.timegm(time.strptime(job["EndTime"], "%Y-%m-%dT%H:%M:%S"))
+        cells = (number, test.partition("::")[2], job["NodeList"], job["Restarts"],
+                 f"{ended - int(submitted)} s", job["JobState"], job["ExitCode"])  # fmt: skip
         say(f"| {' | '.join(cells)} |")
     say(f"What they said: {FOLDER}/home/*/slurm/logs")
 
@@ -97,6 +119,41 @@ class Checkout:
 
     def sbatch(self, arguments: str, **environment: str) -> int:
         """Submit here; `arguments` is what the user types after `sbatch`."""
-        return self.cluster.sbatch(
-            arguments, self.name, **{"SIFTUNE_SITE": "test", **environment}
-        )
+        return self.cluster.sbatch(arguments, self.name, **{"SIFTUNE_SITE": "test", **environment})
+
+    def slow_down(self, seconds: float) -> None:
+        """Each micro batch takes so much longer; what is learned is the same."""
+        path = self.path / "train/sft.py"
+        begin, end = path.read_text().split('if __name__ == "__main__":')
+        path.unlink()  # a link
+        path.write_text(f"{begin}{SLOW.format(seconds)}\n\nif __name__ == '__main__':{end}")
+
+    def started(self, times: int, number: int) -> None:
+        """Wait until the training has begun so many times."""
+        self._until(lambda: len(self.steps_begun()) >= times, f"start {times}", number)
+
+    def trained(self, step: int, number: int) -> None:
+        """Wait until it has logged this step."""
+
+        def is_there() -> bool:
+            rows = (promise.history(path)[0] for path in self.path.glob(HISTORY))
+            return any(step in row for row in rows)
+
+        self._until(is_there, f"step {step}", number)
+
+    def steps_begun(self) -> list[int]:
+        """From which step each start of the training went on."""
+        return [
+            row["step"]
+            for path in self.path.glob("work/*/starts.jsonl")
+            for row in promise.lines(path)
+            if "started" in row
+        ]
+
+    def _until(self, condition: Callable[[], bool], what: str, number: int) -> None:
+        def is_so() -> bool:
+            state = self.cluster.job(number)["JobState"]
+            assert state not in clusters.OVER, f"it is {state}: {self.cluster.log(number)}"
+            return condition()
+
+        clusters.until(is_so, f"{what} of job {number}", 120)

@@ -1,4 +1,4 @@
-"""What the tests of the cluster start from: the image, a checkout with it, and a native training."""
+"""What the tests of the cluster start from: the image, a checkout with it, a native training."""
 
 import hashlib
 import json

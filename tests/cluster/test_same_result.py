@@ -1,10 +1,50 @@
 """In the image, on a node, the same comes out as natively."""
 
+import json
+import math
+import sys
+
+import prepared
 import promise
+import workspace
+from prepared import natively
+from rows.jobs import check_store
+
+# Dropout draws other numbers in each process.
+TOLERANCE = 1e-5
 
 
 def test_train_leaves_the_native_adapter(cluster, checkout, golden):
     number = checkout.sbatch("slurm/train.sh")
+    assert cluster.wait(number)["JobState"] == "COMPLETED", cluster.log(number)
+    promise.check_finished(checkout.path, golden, most_redone=0)
+    check_store(checkout.path / "mlflow.db", golden)
+
+
+def test_the_whole_pipeline_leaves_the_native_files(cluster, checkout, golden):
+    number = checkout.sbatch("slurm/repro.sh")
+    native = workspace.copy(cluster.home / "native", cluster.home / "native_pipeline")
+    natively(cluster.home, native.name, "dvc", "repro")
+    assert cluster.wait(number)["JobState"] == "COMPLETED", cluster.log(number)
+    promise.check_finished(checkout.path, golden, most_redone=0)
+    for name in ("models/adapter", "models/merged", "models/gguf"):
+        assert promise.describe(checkout.path / name) == promise.describe(native / name)
+    image = json.loads((checkout.path / prepared.LOCK).read_text())["cpu"]["sha256"]
+    assert image in (checkout.path / "report/card.md").read_text()
+
+
+def test_two_nodes_train_as_one_process(cluster, checkout):
+    compose = [sys.executable, "-P", "-m", "siftune.presets", *workspace.OVERRIDES]
+    natively(cluster.home, checkout.name, *compose, "sft.lora.dropout=0.0")
+    alone = workspace.copy(checkout.path, cluster.home / "one_process")
+    natively(cluster.home, alone.name, "dvc", "repro", "sft")
+    prepared.own(checkout.path)
+    number = checkout.sbatch("--nodes=2 slurm/train.sh")
     job = cluster.wait(number)
     assert job["JobState"] == "COMPLETED", cluster.log(number)
-    promise.check_finished(checkout.path, golden, most_redone=0)
+    assert job["NumNodes"] == "2"
+    two, one = promise.outcome(checkout.path)["history"], promise.outcome(alone)["history"]
+    assert len(two) == workspace.NUM_STEPS
+    for step, row in one.items():
+        for name, value in row.items():
+            assert math.isclose(two[step][name], value, rel_tol=TOLERANCE), (step, name)
