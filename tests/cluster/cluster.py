@@ -65,10 +65,14 @@ class Cluster:
         """Submit in a folder of the home what stands after `sbatch`; the job's number."""
         said = self.ok(f"cd -- {shlex.quote(folder)} && sbatch {arguments}", **environment)
         number = int(re.findall(r"Submitted batch job (\d+)", said)[0])
+        self.note(number)
+        return number
+
+    def note(self, number: int) -> None:
+        """For the table at the end of the run."""
         with (self.folder / "submitted").open("a") as file:
             test = os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0]
             print(number, int(time.time()), test, file=file)
-        return number
 
     def job(self, number: int | str) -> dict[str, str]:
         """What Slurm knows of a job: JobState, Reason, Restarts, ExitCode, NodeList, …"""

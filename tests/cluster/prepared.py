@@ -97,6 +97,8 @@ def bring_image(cluster: Cluster) -> None:
         for name in (SIF, LOCK):
             shutil.copy2(checkout / name, aside)
         shutil.copy2(cluster.folder / "build.log", aside)
+        for old in CACHE.glob("image-????????????"):
+            shutil.rmtree(old)  # a gigabyte each
         aside.rename(kept)  # only a whole image counts
     for name in (SIF, LOCK):
         (checkout / name).unlink(missing_ok=True)
