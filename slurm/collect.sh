@@ -12,8 +12,8 @@ missing=''
 mkdir -p work/runs
 for clone in "$folder"/*/; do
     task=$(basename "$clone")
-    git fetch --quiet "$clone" 'refs/exps/*:refs/exps/*'
-    git for-each-ref --format='%(refname)' 'refs/exps' | grep -q "/$1-$task$" || missing+=" $task"
+    result=$(git -C "$clone" for-each-ref --format='%(refname)' refs/exps | grep "/$1-$task$") &&
+        git fetch --quiet "$clone" "$result:$result" || missing+=" $task"
     # Files are the truth: MLflow's store gets them from here, one after the other.
     cp -r --update "$clone"work/runs/. work/runs/ 2>/dev/null || true
 done

@@ -15,11 +15,15 @@ set -euo pipefail
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # a task: sweep.sh FOLDER [STAGE...]
     cd "$SLURM_SUBMIT_DIR/$1"
+    name=${1##*/}-$SLURM_ARRAY_TASK_ID
+    if git -C "$SLURM_ARRAY_TASK_ID" for-each-ref --format='%(refname)' refs/exps | grep -q "/$name$"; then
+        echo "siftune: $name is done" >&2 && exit
+    fi
     # Quotes hold values together; nothing is evaluated.
     mapfile -d '' -t values < <(sed -n "${SLURM_ARRAY_TASK_ID}p" params | xargs printf '%s\0')
     overrides=()
     for value in "${values[@]}"; do overrides+=(-S "$value"); done
-    exec "$SLURM_ARRAY_TASK_ID/slurm/run.sh" sweep --name "${1##*/}-$SLURM_ARRAY_TASK_ID" "${overrides[@]}" "${@:2}"
+    exec "$SLURM_ARRAY_TASK_ID/slurm/run.sh" sweep --name "$name" "${overrides[@]}" "${@:2}"
 fi
 
 [ $# -gt 0 ] || { echo "usage: slurm/sweep.sh FILE [STAGE...]" >&2; exit 64; }
