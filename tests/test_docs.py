@@ -255,7 +255,8 @@ def messages() -> str:
                 found.append("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
-    return "\n".join([*found, *(path.read_text() for path in (ROOT / "containers").glob("*.sh"))])
+    scripts = [path for folder in ("containers", "slurm") for path in (ROOT / folder).glob("*.sh")]
+    return "\n".join([*found, *(path.read_text() for path in scripts)])
 
 
 def test_the_messages_in_troubleshooting_are_printed_somewhere():
@@ -263,6 +264,14 @@ def test_the_messages_in_troubleshooting_are_printed_somewhere():
     quoted = [title[5:-1] for title in titles if title.startswith("### `")]
     assert len(quoted) > 10
     printed = messages()
+    assert [message for message in quoted if message not in printed] == []
+
+
+def test_the_messages_that_a_cluster_shows_are_printed_somewhere():
+    rows = table_rows(prose(DOCS / "cluster.md").partition("## What goes wrong")[2])
+    quoted = [row[0].strip("`") for row in rows if re.fullmatch("`[^`]* [^`]*`", row[0])]
+    assert len(quoted) > 6
+    printed = messages() + "no kernel image is available"  # by CUDA
     assert [message for message in quoted if message not in printed] == []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from prepared import ROOT
 
-AS_TYPED = "cd {} && SIFTUNE_SITE=test {}"
+AS_TYPED = "cd {} && export SIFTUNE_SITE=test && {}"
 
 
 def test_the_readmes_commands_train(cluster, checkout, readme_commands: Callable[[Path], list]):
@@ -24,7 +24,7 @@ def test_the_readmes_commands_train(cluster, checkout, readme_commands: Callable
     fetched, seen = said["slurm/siftune.sh fetch --all"], said["slurm/siftune.sh doctor"]
     assert "loads without a network" in fetched
     image = hashlib.sha256((checkout.path / "containers/siftune-cpu.sif").read_bytes()).hexdigest()
-    assert f"variant cpu, sha256 {image[:12]}" in seen
+    assert f"sha256 {image[:12]} as in containers/image.lock" in seen
     assert "\nproblem  " not in f"\n{seen}"
     # The packages are those of the image's lock; nothing of the login node's comes before them.
     assert "\nok       Python " in f"\n{seen}"

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from siftune import redaction, store
-from siftune.doctor import filesystem, place, project
+from siftune import redaction
+from siftune.doctor import filesystem, packages, place, project
 from siftune.doctor.finding import OK, WARNING, Finding
 
 SECONDS = 1.0
@@ -19,6 +19,10 @@ DEFAULT_HUB = "https://huggingface.co"
 
 def mlflow() -> Iterator[Finding]:
     """The store that stages mirror their runs to."""
+    if not packages.has_stack():
+        return
+    from siftune import store
+
     address = store.address()
     shown = redaction.text(address)
     if address.startswith("sqlite:"):
@@ -50,6 +54,8 @@ def hubs() -> Iterator[Finding]:
         yield Finding(OK, "mirrors", ", ".join(given))
     if place.in_job() or all(one.level == OK for one in project.offline()):
         return
+    from siftune import store
+
     address = os.environ.get("HF_ENDPOINT") or DEFAULT_HUB
     try:
         yield Finding(OK, "hub", f"{redaction.text(address)} {_answers(address)}")
@@ -62,5 +68,7 @@ def hubs() -> Iterator[Finding]:
 
 
 def _answers(address: str) -> str:
+    from siftune import store
+
     asked = store.knock(address, seconds=SECONDS)
     return "answers" if asked else "is behind a proxy, and was not asked"
