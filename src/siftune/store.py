@@ -93,7 +93,8 @@ def _make(path: Path) -> None:
     """Make the tables aside: if it is killed meanwhile, MLflow does not get over half of them."""
     import mlflow
 
-    for left in path.parent.glob(f".{path.name}.*.tmp-journal"):
-        left.unlink()  # SQLite's, of one that was
+    # Who made these is gone, even if on another node a process has its number: we hold the lock.
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):
+        left.unlink()
     with files.published_file(path) as aside:
         mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
