@@ -388,7 +388,9 @@ def test_a_python_without_the_packages_is_a_problem_only_where_it_trains(monkeyp
     assert "make demo" in only(packages.installed).todo
     monkeypatch.setenv("SIFTUNE_SITE", "here")
     assert levels(packages.installed) == [(OK, "Python")]
-    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    monkeypatch.setattr(sys, "version_info", (3, 14, 2))
+    assert levels(packages.installed) == [(OK, "Python")]
+    monkeypatch.delenv("SIFTUNE_SITE")
     assert only(packages.installed).level == PROBLEM
 
 

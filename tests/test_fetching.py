@@ -71,6 +71,16 @@ def test_what_was_fetched_is_found_without_a_network_and_nothing_else_is(workspa
     assert "Traceback" not in str(elsewhere)
 
 
+def test_a_link_to_a_model_is_named_and_not_what_it_leads_to(workspace, tmp_path_factory):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    Path("work").mkdir()
+    Path("work/base").symlink_to(tmp_path_factory.mktemp("shared"))
+    params["model"] |= {"source": "./work/base", "revision": None}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    model = next(fetching.pieces(config.load("model", "data", "benchmark")))
+    assert model.folders == [str(workspace / "work/base")]
+
+
 def test_a_record_is_of_the_params_that_were_fetched(workspace):
     assert fetching.recorded() is None
     params = config.load("model", "data", "benchmark")

@@ -66,7 +66,8 @@ def pieces(params: Any) -> Iterator[Piece]:
     kind, name = "base model", params.model.source
     try:
         path = sources.model_files(name, params.model.revision)
-        yield Piece(kind, name, [str(path.resolve())])
+        # Not resolved: a link below the repository is where a bundle will have the model.
+        yield Piece(kind, name, [str(path.absolute())])
     except UserError as error:
         yield Piece(kind, name, [], str(error))
     for source in params.data.sources:

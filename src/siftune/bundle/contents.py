@@ -130,15 +130,16 @@ def _of_folder(folder: Path, own_patterns: list[str]) -> Iterator[Entry]:
         os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
     ).resolve()
     modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
-    if folder.is_relative_to(hub):
+    real = folder.resolve()
+    if real.is_relative_to(hub):
         # Which commit a tag is, and which files it has.
         for of_repository in ("refs", "trees"):
-            yield from _files(folder.parents[1] / of_repository, hub, f"{HUB}/hub")
-        yield from _files(folder, hub, f"{HUB}/hub")
-    elif folder.is_relative_to(datasets):
-        yield from _files(folder, datasets, f"{HUB}/datasets")
-    elif folder.is_relative_to(modelscope.resolve()):
-        yield from _files(folder, modelscope.resolve(), MODELSCOPE)
+            yield from _files(real.parents[1] / of_repository, hub, f"{HUB}/hub")
+        yield from _files(real, hub, f"{HUB}/hub")
+    elif real.is_relative_to(datasets):
+        yield from _files(real, datasets, f"{HUB}/datasets")
+    elif real.is_relative_to(modelscope.resolve()):
+        yield from _files(real, modelscope.resolve(), MODELSCOPE)
     else:
         yield from _own(folder, "model.source", own_patterns)
 

@@ -20,16 +20,18 @@ _PINNED = re.compile(r"^([\w.-]+)==([^\s;\\]+) *(;[^\\\n]*)?", re.M)
 def installed() -> Iterator[Finding]:
     """The packages that trainings use, or only this doctor."""
     here = f"Python {sys.version.split()[0]} ({sys.prefix})"
+    if place.on_cluster() and not place.in_image() and not has_stack():
+        told = f"{here}, without the packages: params, model and data are seen in the image only"
+        yield Finding(OK, "Python", told)
+        return
     if not OLDEST <= sys.version_info[:2] < TOO_NEW:
         todo = "Take Python 3.11, 3.12 or 3.13, or run it in the image."
         yield Finding(PROBLEM, "Python", here, todo)
         return
     lock = place.LOCKS / (f"{place.variant()}.txt" if place.in_image() else "stack.txt")
     if not has_stack():
-        todo = "" if place.on_cluster() else "`make demo` installs them."
-        level = OK if place.on_cluster() else PROBLEM
         told = f"{here} has not the packages of {lock}: params, model and data are not looked at"
-        yield Finding(level, "Python", told, todo)
+        yield Finding(PROBLEM, "Python", told, "`make demo` installs them.")
         return
     differing = list(_differing(lock))
     if not differing:
