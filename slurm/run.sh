@@ -33,16 +33,17 @@ if holder=$(sed -n 's/^ *"job": "\([0-9]*\)".*/\1/p' work/lock.json 2>/dev/null)
     [[ $state && $state != *"Invalid job id"* ]] || export SIFTUNE_JOB_OVER=$holder
 fi
 
-on_nodes() { srun --export=ALL --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@"; }
+# No function: the process that is started in the background, and ended, must be srun itself.
+step=(srun --export=ALL --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
 say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST, image $image"
 others=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$others" -gt 0 ]; then
     SIFTUNE_NODES_KEY=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
     export SIFTUNE_NODES_KEY
-    on_nodes --relative=1 --nodes="$others" slurm/node.sh node &
+    "${step[@]}" --relative=1 --nodes="$others" slurm/node.sh node &
     agents=$!
 fi
-on_nodes --relative=0 --nodes=1 slurm/node.sh repro "$@" &
+"${step[@]}" --relative=0 --nodes=1 slurm/node.sh repro "$@" &
 # A trapped signal ends the waiting.
 while kill -0 $! 2>/dev/null; do wait $! || true; done
 wait $! && code=0 || code=$?
@@ -52,7 +53,7 @@ rm -rf "$SIFTUNE_JOB"
 if [ "$others" -gt 0 ] && [ -z "$cancelled" ]; then
     kill "$agents" 2>/dev/null || true
     wait "$agents" || true
-    on_nodes --relative=1 --nodes="$others" rm -rf "$SIFTUNE_JOB" || true
+    "${step[@]}" --relative=1 --nodes="$others" rm -rf "$SIFTUNE_JOB" || true
 fi
 case $code in
 0) say "job $SLURM_JOB_ID has finished" ;;
