@@ -3,7 +3,7 @@
     python tests/cluster/cluster.py [COMMAND...]    a shell on its login node, or one command
 
 Debian's own Slurm and Apptainer run in namespaces of their own: mounts, processes, host names and a
-network without any way out. Four nodes, each a host of its own name with its own processes and
+network without any way out. Five nodes, each a host of its own name with its own processes and
 /tmp. Killing one process ends everything in it, so it goes when this process goes, however it does.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siftune/cluster"
-NODES = ("n1", "n2", "n3", "n4")
+NODES = ("n1", "n2", "n3", "n4", "n5")
 HOME = Path("/home/user")  # inside
 USER = 1000
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"}
@@ -79,7 +79,7 @@ class Cluster:
         shown = self.as_root("scontrol", "show", "job", "--oneliner", str(number))
         return dict(word.partition("=")[::2] for word in shown.split() if "=" in word)
 
-    def wait(self, number: int, seconds: float = 240) -> dict[str, str]:
+    def wait(self, number: int, seconds: float = 480) -> dict[str, str]:
         """The job once it is over."""
         until(lambda: self.job(number)["JobState"] in OVER, f"job {number} is over", seconds)
         return self.job(number)

@@ -3,6 +3,7 @@
 import calendar
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def golden() -> dict:
 @pytest.fixture
 def checkout(cluster: Cluster, request: pytest.FixtureRequest) -> "Checkout":
     """A checkout of the test's own, whose stages before sft have run."""
-    name = request.node.name.partition("[")[0].removeprefix("test_")
+    name = re.sub(r"\W+", "_", request.node.name.removeprefix("test_"))
     return Checkout(cluster, name)
 
 
@@ -156,4 +157,4 @@ class Checkout:
             assert state not in clusters.OVER, f"it is {state}: {self.cluster.log(number)}"
             return condition()
 
-        clusters.until(is_so, f"{what} of job {number}", 120)
+        clusters.until(is_so, f"{what} of job {number}", 300)

@@ -6,7 +6,6 @@ import sqlite3
 import promise
 import workspace
 from cluster import OVER, until
-from prepared import natively
 
 NUM = 8
 
@@ -17,7 +16,7 @@ def test_eight_of_eight_tasks_finish_and_are_brought_home(cluster, checkout, gol
     lines = [" ".join([*workspace.OVERRIDES, f"sft.learning_rate={rate!r}"]) for rate in rates]
     (cluster.home / "rates.txt").write_text("".join(f"{line}\n" for line in lines))
     sweep = f"cd {checkout.name} && slurm/sweep.sh ~/rates.txt sft"
-    said = cluster.ok(sweep, SIFTUNE_SITE="test")
+    said = cluster.ok(sweep, SIFTUNE_SITE="test", SBATCH_PARTITION="many")
     array, collect = map(int, re.findall(r"job (\d+)", said))
     cluster.note(collect)
 
@@ -32,7 +31,8 @@ def test_eight_of_eight_tasks_finish_and_are_brought_home(cluster, checkout, gol
     adapters = [promise.describe(clone / "models/adapter") for clone in clones]
     assert adapters[0] == golden["adapter"]
     assert len({tuple(adapter.items()) for adapter in adapters}) == NUM
-    listed = natively(cluster.home, checkout.name, "dvc", "exp", "list", "--name-only")
+    refs = "for-each-ref --format='%(refname:lstrip=-1)' refs/exps"
+    listed = cluster.ok(f"git -C {checkout.name} {refs}")
     assert set(listed.split()) >= {f"rates-{task + 1}" for task in range(NUM)}
     with sqlite3.connect(checkout.path / "mlflow.db") as store:
         query = "SELECT status, count(*) FROM runs WHERE name = 'sft' GROUP BY status"

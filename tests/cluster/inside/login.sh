@@ -10,7 +10,7 @@ ip link add nodes type bridge
 ip link set nodes up
 {
     echo 127.0.0.1 localhost
-    for n in login:1 n1:11 n2:12 n3:13 n4:14; do
+    for n in login:1 n1:11 n2:12 n3:13 n4:14 n5:15; do
         ip addr add "192.0.2.${n#*:}/24" dev nodes
         echo "192.0.2.${n#*:} ${n%:*}"
     done
@@ -29,7 +29,7 @@ install -d -o munge -g munge /run/munge
 setpriv --reuid munge --regid munge --clear-groups munged
 mkdir -p /var/lib/slurm/controller
 slurmctld
-for n in n1 n2 n3 n4; do /mnt/inside/power.sh on $n; done
+for n in n1 n2 n3 n4 n5; do /mnt/inside/power.sh on $n; done
 touch /mnt/ready
 sleep infinity &
 wait # bash also reaps what others leave behind
