@@ -61,6 +61,13 @@ class SftTrainer(Resumable, SFTTrainer):
             logs["eval_loss"] = nats / num_trained
         super().log(logs, start_time)
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        # Here the loss gets its divisor: rows that come twice are neither trained on nor counted.
+        if batch_samples:
+            labels = batch_samples[-1]["labels"]
+            labels[self._num_own(len(labels)) :] = IGNORED
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def _num_own(self, num_rows: int) -> int:
         """How many rows of a batch are not there only to make the last one even over processes."""
         state = self.accelerator.gradient_state

@@ -14,7 +14,7 @@ def test_scancel_is_the_end_and_leaves_nothing_partial(cluster, checkout, golden
     assert not (checkout.path / "work/lock.json").exists(), cluster.log(number)
     saved = promise.newest_whole(promise.checkpoints(checkout.path))
     assert saved >= 7, cluster.log(number)
-    assert "To go on from the last checkpoint: sbatch slurm/train.sh" in cluster.log(number)
+    assert "to go on: sbatch slurm/train.sh sft" in cluster.log(number)
     again = checkout.sbatch("slurm/train.sh")
     assert cluster.wait(again)["JobState"] == "COMPLETED", cluster.log(again)
     assert checkout.steps_begun() == [0, saved]

@@ -1,6 +1,6 @@
 """On the login node: what the README says to type there, by a user who has only the image."""
 
-import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def test_the_readmes_commands_train(cluster, checkout, readme_commands: Callable
             said[line] = cluster.ok(AS_TYPED.format(checkout.name, line))
     fetched, seen = said["slurm/siftune.sh fetch --all"], said["slurm/siftune.sh doctor"]
     assert "loads without a network" in fetched
-    image = hashlib.sha256((checkout.path / "containers/siftune-cpu.sif").read_bytes()).hexdigest()
-    assert f"sha256 {image[:12]} as in containers/image.lock" in seen
+    # A slow disk leaves the hash to the job; that one of another image is seen is tried with a small file.
+    assert re.search(r"\nok       image .*(as in containers/image.lock|every job does so)", seen), seen
     assert "\nproblem  " not in f"\n{seen}"
     # The packages are those of the image's lock; nothing of the login node's comes before them.
     assert "\nok       Python " in f"\n{seen}"
