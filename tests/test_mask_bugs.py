@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from siftune import encoding, models, training
+from siftune import encoding, models
 from siftune.chat import cutting, masking, tokenise
 from siftune.data.faults import Fault
+from siftune.training import sft
 
 TAGS = ("<think>", "</think>")
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -156,7 +157,7 @@ def trainer(tiny_model, tokenizer, encode_settings):
 
 
 def test_batches_are_right_without_a_bug(trainer):
-    training.check_batches(trainer)
+    sft.check_batches(trainer)
 
 
 def test_padding_that_hides_the_stop_token_is_caught(trainer, tokenizer):
@@ -169,7 +170,7 @@ def test_padding_that_hides_the_stop_token_is_caught(trainer, tokenizer):
 
     trainer.data_collator = hiding
     with pytest.raises(ValueError, match="changes the labels"):
-        training.check_batches(trainer)
+        sft.check_batches(trainer)
 
 
 def test_a_leak_between_packed_conversations_is_caught(trainer):
@@ -180,4 +181,4 @@ def test_a_leak_between_packed_conversations_is_caught(trainer):
 
     trainer.data_collator = packed
     with pytest.raises(ValueError, match="one sees the other"):
-        training.check_batches(trainer)
+        sft.check_batches(trainer)

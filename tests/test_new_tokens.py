@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from siftune import files, merging, models, tokens, training
+from siftune import files, merging, models, tokens
 from siftune.chat import masking, templates
 from siftune.learning_curve import LearningCurve
 from siftune.sections import Lora, Sft
+from siftune.training import adapters, sft
 
 TAGS = ("<think>", "</think>")
 SFT = Sft(
@@ -76,7 +77,7 @@ def test_new_tokens_are_trained_and_merged(
     monkeypatch.chdir(tmp_path)
     num_new = len(chat_tokenizer) - len(tokenizer)
     assert num_new == 4
-    trainer = training.make_trainer(
+    trainer = sft.make_trainer(
         models.load_model(base, num_tokens=len(chat_tokenizer)),
         chat_tokenizer,
         sft=SFT,
@@ -86,10 +87,10 @@ def test_new_tokens_are_trained_and_merged(
         attempt=begin_attempt(),
         folder=tmp_path / "trainer",
     )
-    training.check_batches(trainer)
+    sft.check_batches(trainer)
     trainer.train()
     adapter = tmp_path / "adapter"
-    training.save_adapter(trainer.model, adapter, base="x")
+    adapters.save(trainer.model, adapter, base="x")
     # The adapter is small: it holds rows of the embedding, not the embedding.
     whole = len(tokenizer) * 32 * 4
     assert (adapter / "adapter_model.safetensors").stat().st_size < whole / 4

@@ -14,11 +14,12 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from siftune import tokens, training
+from siftune import tokens
 from siftune.learning_curve import LearningCurve
 from siftune.resume import attempt, checkpoints, trainer
 from siftune.sections import Lora, Sft
 from siftune.stage import RunAgain, StartAgain, UserError
+from siftune.training import sft as training
 
 NUM_ROWS, NUM_STEPS = 19, 10  # two epochs of five steps; the last of an epoch has three rows
 STATE = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", trainer.STATE)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from siftune import models, tokens, training, word_problems
+from siftune import models, tokens, word_problems
 from siftune.chat import masking
 from siftune.learning_curve import LearningCurve, summarise
 from siftune.sections import Lora, Sft
 from siftune.stage import UserError
+from siftune.training import adapters, sft
 
 SFT = Sft(
     seed=1, learning_rate=1e-3, num_epochs=1.0, global_batch=8, micro_batch=8, eval_every=2,
@@ -56,12 +57,12 @@ def encoded(tmp_path_factory, tokenizer, encode_settings) -> Path:
 def make(tiny_model, tokenizer, encoded, tmp_path, begin_attempt, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def trainer(sft: Sft):
-        curve = LearningCurve(Sink(), examples_per_step=sft.global_batch)
-        made = training.make_trainer(
+    def trainer(settings: Sft):
+        curve = LearningCurve(Sink(), examples_per_step=settings.global_batch)
+        made = sft.make_trainer(
             models.load_model(tiny_model),
             tokenizer,
-            sft=sft,
+            sft=settings,
             encoded=encoded,
             num_new_tokens=0,
             curve=curve,
@@ -75,8 +76,8 @@ def make(tiny_model, tokenizer, encoded, tmp_path, begin_attempt, monkeypatch):
 
 @pytest.fixture
 def train(make):
-    def run(sft: Sft):
-        trainer, curve = make(sft)
+    def run(settings: Sft):
+        trainer, curve = make(settings)
         trainer.train()
         return trainer, curve
 
@@ -140,7 +141,7 @@ def test_the_curve_has_every_step_and_the_last_evaluation(train, tmp_path):
 
 def test_the_saved_adapter_names_its_base_by_source(train, tmp_path):
     trainer, _ = train(SFT)
-    training.save_adapter(trainer.model, tmp_path / "adapter", base="package:x/y.gguf")
+    adapters.save(trainer.model, tmp_path / "adapter", base="package:x/y.gguf")
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -162,6 +163,4 @@ def test_the_saved_adapter_names_its_base_by_source(train, tmp_path):
 )
 def test_trls_own_options_are_checked_by_trl(trainer, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        training.sft_config(
-            replace(SFT, trainer=trainer), micro_batch=8, num_accumulated=1, folder=tmp_path
-        )
+        sft.config(replace(SFT, trainer=trainer), micro_batch=8, num_accumulated=1, folder=tmp_path)

@@ -10,12 +10,12 @@ def main() -> None:
     preflight.check(params)
     require_tasks(params.benchmark.tasks)
     # The last, because it takes seconds to import what knows TRL's options and templates.
-    from siftune import training
     from siftune.chat import templates
+    from siftune.training import sft
 
     templates.require(params.encode.template)
 
-    training.sft_config(
+    sft.config(
         params.sft, micro_batch=params.sft.micro_batch, num_accumulated=1, folder=Path("work")
     )
     # The same text whatever the params: the stages after this one must not run again for it.

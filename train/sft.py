@@ -12,9 +12,10 @@ CURVE = Path("plots/learning_curve.csv")
 def main() -> None:
     ranks.launch()
     params = config.load("sft")
-    from siftune import models, tokens, training
+    from siftune import models, tokens
     from siftune.learning_curve import LearningCurve, summarise
     from siftune.resume import agreement, attempt, fingerprint
+    from siftune.training import adapters, sft
 
     base = models.base_folder()
     tokenizer = models.load_tokenizer()
@@ -26,7 +27,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as scratch,
     ):
         curve = LearningCurve(run, examples_per_step=params.sft.global_batch)
-        trainer = training.make_trainer(
+        trainer = sft.make_trainer(
             models.load_model(base, num_tokens=len(tokenizer)),
             tokenizer,
             sft=params.sft,
@@ -38,7 +39,7 @@ def main() -> None:
         )
         train = tokens.path("train")
         run.dataset(train, name="tokens", digest=files.sha256(train), context="train")
-        training.check_batches(trainer)
+        sft.check_batches(trainer)
         checkpoint = this_start.begin()
         step = checkpoint.step if checkpoint else 0
         if agreement.is_first():
@@ -49,7 +50,7 @@ def main() -> None:
         curve.write(CURVE)
         with files.published_folder(ADAPTER) as folder:
             source = files.read_json(models.MANIFEST)["source"]
-            training.save_adapter(trainer.model, folder, base=source)
+            adapters.save(trainer.model, folder, base=source)
         run.artifact(CURVE)
         run.artifact(ADAPTER)
         run.report(**summarise(trainer, curve))

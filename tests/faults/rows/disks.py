@@ -50,8 +50,9 @@ def _patch(which: str, step: int, draw: random.Random) -> Callable[[], None]:
     room = draw.choice((0, 1, 4096, 20_000, 60_000))
 
     def patch() -> None:
-        from siftune import history, training
+        from siftune import history
         from siftune.resume.checkpoints import Store
+        from siftune.training import adapters
 
         action = {
             "full": lambda: fill(0 if "metrics" in which else room),
@@ -78,13 +79,13 @@ def _patch(which: str, step: int, draw: random.Random) -> Callable[[], None]:
             at_step = step
             history.append = before_append
         else:
-            save_adapter = training.save_adapter
+            save = adapters.save
 
             def before_export(*args: object, **kwargs: object) -> None:
                 fill(min(room, 20_000))
-                save_adapter(*args, **kwargs)
+                save(*args, **kwargs)
 
-            training.save_adapter = before_export
+            adapters.save = before_export
 
     return patch
 

@@ -56,16 +56,17 @@ def _signalled(phase: str, number: int, draw: random.Random) -> Callable[[], Non
     nth = draw.randrange(1, 8)
 
     def patch() -> None:
-        from siftune import models, training
+        from siftune import models
         from siftune.resume.checkpoints import Store
         from siftune.resume.trainer import Resumable
+        from siftune.training import adapters
 
         if phase == "model load":
             _before(models, "load_model", number)
         elif phase == "evaluation":
             _before(Resumable, "prediction_step", number, nth=nth)
         elif phase == "export":
-            _before(training, "save_adapter", number)
+            _before(adapters, "save", number)
         else:
             _before(Store, "publish", number, nth=1 if phase == "again while saving" else nth)
             if phase == "again while saving":

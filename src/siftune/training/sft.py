@@ -1,13 +1,10 @@
 """Supervised fine-tuning with TRL: params → trainer → adapter and learning curve."""
 
 import os
-import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,14 +13,15 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from siftune import batches, files, models, output_head, tokens
+from siftune import batches, output_head, tokens
 from siftune.chat.masking import IGNORED
 from siftune.learning_curve import LearningCurve
 from siftune.resume import agreement
 from siftune.resume.attempt import Attempt
 from siftune.resume.trainer import Resumable
-from siftune.sections import Lora, Sft
+from siftune.sections import Sft
 from siftune.stage import UserError
+from siftune.training import adapters, options
 
 # In nats a token, between a batch and its rows alone; bf16 differs by less, a leak by more.
 MAX_LOSS_DIFFERENCE = 0.02
@@ -77,56 +75,16 @@ class SftTrainer(Resumable, SFTTrainer):
         return min(max(state.remainder - before, 0), num_rows)
 
 
-def lora_config(lora: Lora, new_rows: dict[str, list[int]] | None = None) -> LoraConfig:
-    """The section as PEFT takes it; new rows of the embedding and the head are trained whole."""
-    return LoraConfig(
-        trainable_token_indices=new_rows,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
+def config(sft: Sft, *, micro_batch: int, num_accumulated: int, folder: Path) -> SFTConfig:
+    """The section as TRL takes it; the arguments are those of `options.of_section`."""
+    return options.of_section(
+        SFTConfig,
+        sft,
+        micro_batch=micro_batch,
+        num_accumulated=num_accumulated,
+        folder=folder,
+        dataset_kwargs={"skip_prepare_dataset": True},  # encode has decided tokens and labels
     )
-
-
-def sft_config(sft: Sft, *, micro_batch: int, num_accumulated: int, folder: Path) -> SFTConfig:
-    """The section as TRL takes it; `sft.trainer` holds TRL's own options.
-
-    Raises:
-        UserError: `sft.trainer` has an option that TRL does not know, or one that is ours to set.
-    """
-    ours: dict[str, Any] = {
-        "output_dir": str(folder),
-        "seed": sft.seed,
-        "data_seed": sft.seed,
-        "learning_rate": sft.learning_rate,
-        "num_train_epochs": sft.num_epochs,
-        "per_device_train_batch_size": micro_batch,
-        "per_device_eval_batch_size": micro_batch,
-        "gradient_accumulation_steps": num_accumulated,
-        "eval_strategy": "steps",
-        "eval_steps": sft.eval_every,
-        "save_strategy": "no",  # Resumable saves, by sft.save_every
-        "logging_steps": 1,  # so that no sum of several steps is lost with a process
-        "logging_nan_inf_filter": False,  # a loss that is no number must be seen
-        "report_to": "none",
-        "disable_tqdm": not sys.stderr.isatty(),  # a log gets plain lines instead of a bar
-        **_precision(),
-        "dataset_kwargs": {"skip_prepare_dataset": True},  # encode has decided tokens and labels
-    }
-    valid = {field.name for field in fields(SFTConfig)}
-    for key in sft.trainer:
-        if key in ours:
-            raise UserError(f"params.yaml: sft.trainer.{key}: siftune sets this one itself.")
-        if key not in valid:
-            raise UserError(
-                f"params.yaml: sft.trainer.{key}: trl.SFTConfig has no such option. "
-                f"Valid: {', '.join(sorted(valid - set(ours)))}"
-            )
-    try:
-        return SFTConfig(**ours, **sft.trainer)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"params.yaml: sft.trainer: {error}") from None
 
 
 def make_trainer(
@@ -159,13 +117,13 @@ def make_trainer(
     trainer = SftTrainer(
         model,
         attempt=attempt,
-        args=sft_config(
-            sft, micro_batch=micro_batch, num_accumulated=num_accumulated, folder=folder
-        ),
+        args=config(sft, micro_batch=micro_batch, num_accumulated=num_accumulated, folder=folder),
         train_dataset=tokens.read("train", encoded).select_columns(columns),
         eval_dataset=tokens.read("validation", encoded).select_columns(columns),
         processing_class=tokenizer,
-        peft_config=lora_config(sft.lora, _new_rows(model, len(tokenizer), num_new_tokens)),
+        peft_config=adapters.config(
+            sft.lora, adapters.new_rows(model, len(tokenizer), num_new_tokens)
+        ),
         callbacks=[curve],
     )
     head = trainer.model.get_output_embeddings()
@@ -173,23 +131,6 @@ def make_trainer(
         head.bias = None  # TRL asks for it, and PEFT's wrapper of a head with new rows has none
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _new_rows(
-    model: PreTrainedModel, num_tokens: int, num_new_tokens: int
-) -> dict[str, list[int]] | None:
-    """By the names of the embedding and, where it has weights of its own, the output head."""
-    if num_new_tokens == 0:
-        return None
-    layers = [model.get_input_embeddings()]
-    if not model.config.tie_word_embeddings:
-        layers.append(model.get_output_embeddings())
-    rows = list(range(num_tokens - num_new_tokens, num_tokens))
-    return {
-        name.rpartition(".")[2]: rows
-        for name, module in model.named_modules()
-        if any(module is layer for layer in layers)
-    }
 
 
 def check_batches(trainer: SFTTrainer) -> None:
@@ -237,24 +178,3 @@ def _trained(trainer: SFTTrainer, rows: list[dict[str, Any]]) -> tuple[int, floa
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return int((labels != IGNORED).sum()), loss.item()
-
-
-def save_adapter(model: PeftModel, folder: Path, *, base: str) -> None:
-    """Write the adapter as safetensors; it names its base by source, not by this machine's path."""
-    # Rows of new tokens are in the adapter; the base's own are not copied into it.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    path = folder / "adapter_config.json"
-    settings = files.read_json(path) | {"base_model_name_or_path": base}
-    if isinstance(settings["target_modules"], list):
-        settings["target_modules"].sort()  # PEFT's set has another order in every process
-    files.write_json(path, settings)
-    (folder / "README.md").unlink()  # PEFT's empty model card; ours says what was measured
-
-
-def _precision() -> dict[str, bool]:
-    dtype = models.device_dtype()
-    return {
-        "use_cpu": models.device().type == "cpu",
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
-    }

@@ -1,0 +1,1 @@
+"""How weights are trained: which of them are adapted, and by which options of TRL."""
