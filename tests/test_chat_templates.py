@@ -50,7 +50,7 @@ def probe(tokenizer) -> str | None:
 
 def test_each_name_is_a_file():
     assert {path.stem for path in templates.FOLDER.glob("*.jinja")} == set(FAMILIES)
-    assert len(FAMILIES) == 13
+    assert len(FAMILIES) == 15
 
 
 @pytest.mark.parametrize("name", FAMILIES)

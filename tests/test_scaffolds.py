@@ -66,6 +66,9 @@ NOT_PROVEN = [
 ]
 
 
+PROVEN_NAMES = ["chatml", "mistral-v7", "phi-3", "phi-4", "phi-4-mini", "zephyr"]
+
+
 @pytest.mark.parametrize("template", PROVEN)
 def test_a_template_that_only_writes_its_texts_is_proven(template: str):
     assert is_proven(template)
@@ -78,10 +81,10 @@ def test_a_template_that_might_look_at_a_text_is_not(template: str):
 
 def test_named_templates():
     proven = [name for name in FAMILIES if is_proven(templates.named(name))]
-    assert proven == ["chatml", "phi-3", "phi-4", "zephyr"]
+    assert proven == PROVEN_NAMES
 
 
-@pytest.mark.parametrize("name", [*range(len(PROVEN)), "chatml", "phi-3", "phi-4", "zephyr"])
+@pytest.mark.parametrize("name", [*range(len(PROVEN)), *PROVEN_NAMES])
 def test_the_text_is_what_the_template_writes(name: int | str, tokenizer):
     own = copy.deepcopy(tokenizer)
     own.chat_template = PROVEN[name] if isinstance(name, int) else templates.named(name)
