@@ -1,6 +1,7 @@
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -84,3 +85,11 @@ def test_models_are_loaded_for_evaluation_in_the_devices_dtype(base):
     assert model.dtype == models.device_dtype()
     if not torch.cuda.is_available():
         assert model.dtype == torch.float32
+
+
+def test_a_saved_tokenizer_is_the_same_with_and_without_a_network(base, tmp_path, monkeypatch):
+    for offline in (False, True):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        models.read_tokenizer(base).save_pretrained(tmp_path / str(offline))
+    online, offline = (files.describe_folder(tmp_path / name) for name in ("False", "True"))
+    assert online == offline

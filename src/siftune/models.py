@@ -98,7 +98,11 @@ def _make_room(model: PreTrainedModel, num_tokens: int) -> None:
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, with or without a chat template."""
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # It would be saved with them, and offline nodes would write another file.
+    for how_it_was_loaded in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(how_it_was_loaded, None)
+    return tokenizer
 
 
 def load_tokenizer(folder: Path = TOKENIZER) -> PreTrainedTokenizerBase:

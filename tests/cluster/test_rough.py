@@ -17,9 +17,12 @@ def test_a_dead_node_costs_one_save_interval_at_most(cluster, checkout, golden):
         cluster.switch(node, "on")
         cluster.as_root("scontrol", "update", f"node={node}", "state=resume")
     log = cluster.log(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
+    # Slurm may offer it the dead node once more, where nothing of it begins.
+    assert job["JobState"] == "COMPLETED", log
     assert job["NodeList"] not in (node, "(null)")
-    assert checkout.steps_begun()[1] >= 10
+    begun = checkout.steps_begun()
+    assert len(begun) == 2, log
+    assert begun[1] >= 10
     promise.check_finished(checkout.path, golden, most_redone=SAVE_EVERY)
 
 
