@@ -344,7 +344,7 @@ def write_answers() -> None:
     samples, answers = [], {"base": [], "tuned": []}
     for number, (prompt, reference, base, tuned) in enumerate(PROBLEMS):
         sample = {"id": str(number), "prompt": prompt, "reference": reference}
-        samples.append({**sample, "base": base, "tuned": tuned})
+        samples.append({**sample, "answers": {"greedy": {"base": base, "tuned": tuned}}})
         for model, answer in (("base", base), ("tuned", tuned)):
             right = float(reference.splitlines()[-1] in answer)
             scores = {"exact_match/strict-match": right, "exact_match/flexible-extract": right}

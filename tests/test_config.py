@@ -46,6 +46,20 @@ def test_sections_come_as_they_are_written(params):
         ("sft", "global_batch", 1.5, r"sft\.global_batch: .*integer"),
         ("sft", "global_batch", True, r"sft\.global_batch: .*integer, not True"),
         ("sft", "lora", {"rank": 8}, r"sft\.lora\.alpha: missing\. Valid keys: rank, alpha"),
+        (
+            "samples",
+            "decodings",
+            {"warm": {"temprature": 1.0}},
+            r"samples\.decodings\.warm\.temprature: unknown key\. Valid keys: temperature, top_k",
+        ),
+        (
+            "samples",
+            "decodings",
+            {"warm": {"temperature": 1.0, "top_p": 1.5}},
+            r"samples\.decodings\.warm\.top_p: Input should be less than or equal to 1, not 1\.5",
+        ),
+        ("samples", "decodings", {}, r"samples\.decodings: .* at least 1 item"),
+        ("samples", "decodings", {"too warm": {}}, r"samples\.decodings\.too warm.*match pattern"),
         ("prepare", "test", 1.5, r"prepare\.test: Input should be less than or equal to 1"),
         ("encode", "too_long", "cut", r"encode\.too_long: Input should be 'error', 'drop'"),
         (
@@ -79,7 +93,7 @@ def test_every_problem_is_told_at_once(params):
     del raw["encode"]
     raw["sfft"] = {}
     write()
-    with pytest.raises(UserError, match=r"sfft: unknown section\. Valid ones: model, data"):
+    with pytest.raises(UserError, match=r"sfft: unknown section\. Valid ones: data, prepare"):
         config.load_all()
     with pytest.raises(UserError) as caught:
         config.load("sft", "merge", "encode")
@@ -97,3 +111,9 @@ def test_a_missing_file_says_what_makes_it(params):
     config.PARAMS_FILE.unlink()
     with pytest.raises(UserError, match="make params"):
         config.load("sft")
+
+
+def test_a_key_that_is_there_twice_is_refused(params):
+    config.PARAMS_FILE.write_text("model:\n  name: a\n  source: b\n  name: c\n")
+    with pytest.raises(UserError, match=r"(?s)the key name is there twice.*line 4"):
+        config.load("model")

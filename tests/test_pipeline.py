@@ -72,7 +72,10 @@ def workspace(tmp_path_factory, tiny_model) -> Path:
     (folder.parent / "gitconfig").write_text("[user]\nname = t\nemail = t@example.org\n")
     # As a user adds a model and a size: two presets, made the default.
     model = {"name": "tiny", "source": str(tiny_model), "revision": None, "license": "mit"}
-    (folder / "conf" / "model" / "tiny.yaml").write_text(yaml.safe_dump(model))
+    model |= {"gated": False, "stop_tokens": []}
+    preset = yaml.safe_dump({"model": model, "encode": {"template": None}})
+    (folder / "conf" / "model" / "tiny.yaml").write_text(f"# @package _global_
+{preset}")
     (folder / "conf" / "size" / "tiny.yaml").write_text(SIZE)
     defaults = folder / "conf" / "config.yaml"
     text = defaults.read_text().replace("smollm2-135m-instruct", "tiny")
@@ -152,6 +155,7 @@ def test_tokens_are_kept_by_all_that_decides_them(workspace):
         ("sft", {"trainer": {"logging_step": 1}}, "sft.trainer.logging_step: trl.SFTConfig has no"),
         ("sft", {"save_every": "5 hours"}, "sft.save_every"),
         ("gguf_check", {"limits": {}}, "gguf_check.limits"),
+        ("samples", {"decodings": {"mine": {"top_k": 9}}}, "samples.decodings.mine: top_k says"),
     ],
 )
 def test_wrong_params_end_in_one_message_and_78(

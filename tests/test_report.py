@@ -62,14 +62,16 @@ def test_answers_are_marked_by_their_score(finished_run: Path) -> None:
 
 
 def test_an_answer_that_was_not_scored_has_no_mark(finished_run: Path) -> None:
-    rewrite("data/samples.jsonl", tuned="Another text than the one that was scored.")
+    another = {"base": "", "tuned": "Another text than the one that was scored."}
+    rewrite("data/samples.jsonl", answers={"greedy": another})
     assert render().count("✓ right") == 3
     rewrite("data/samples.jsonl", id="not in the benchmark")
     assert render().count("✗ wrong") == 5
 
 
 def test_an_answer_that_the_benchmark_cut_is_marked(finished_run: Path) -> None:
-    rewrite("data/samples.jsonl", tuned="34 + 17 = 51\n51 - 6 = 45\n#### 45\n\nQuestion: and so on")
+    longer = "34 + 17 = 51\n51 - 6 = 45\n#### 45\n\nQuestion: and so on"
+    rewrite("data/samples.jsonl", answers={"greedy": {"base": "", "tuned": longer}})
     assert render().count("✓ right") == 4
 
 

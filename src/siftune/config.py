@@ -15,6 +15,19 @@ from siftune.stage import UserError
 PARAMS_FILE = Path("params.yaml")
 
 
+class _OneOfEach(yaml.SafeLoader):
+    """As it is, but of two keys alike it does not take the last and hide the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(*names: str) -> Any:
     """Read the named sections of params.yaml; `load("model").model` is a `Model`.
 
@@ -60,7 +73,7 @@ def _read() -> dict[str, Any]:
             "`make params` writes the file anew."
         ) from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _OneOfEach)
         # NaN and dates are YAML, but no params.
         json.dumps(raw, allow_nan=False)
     except (yaml.YAMLError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from siftune import batches, gguf_limits, llama_cpp, sources
+from siftune import batches, decoding, gguf_limits, llama_cpp, sources
 from siftune.stage import UserError
 
 
@@ -24,6 +24,7 @@ def check(params: Any, *, world_size: int = 1) -> None:
         micro_batch=params.sft.micro_batch,
         world_size=world_size,
     )
+    decoding.require(params.samples)
     llama_cpp.require(params.to_gguf.types)
     gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
     _require_metric(params.register.metric, params.benchmark.tasks)

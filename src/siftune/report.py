@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from siftune import charts, files, provenance, rendering, results
+from siftune import charts, decoding, files, provenance, rendering, results
+from siftune.sections import Decoding
 
 PAGE = Path("report/index.html")
 SAMPLES = Path("data/samples.jsonl")
@@ -32,6 +33,7 @@ def render(params: dict[str, Any]) -> str:
         headline=headline,
         scales={one.name: score_scale(one) for one in comparisons},
         samples=read_samples(headline),
+        decodings=decodings(params["samples"]),
         token_lengths=read_token_lengths(),
         curves=read_curves(),
         costs=results.costs(metrics),
@@ -54,15 +56,21 @@ def score_scale(comparison: results.Comparison) -> charts.Scale:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What one model says to one prompt; the mark says right or wrong, None not scored."""
+
+    model: str
+    text: str
+    mark: bool | None
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One prompt with both answers; a mark says right or wrong, None not scored."""
+    """One prompt with the answers of both models, the base's first, by each decoding."""
 
     prompt: str
     reference: str
-    base: str
-    tuned: str
-    base_mark: bool | None
-    tuned_mark: bool | None
+    answers: dict[str, list[Answer]]
 
 
 def read_samples(headline: results.Comparison | None) -> list[Sample]:
@@ -70,20 +78,28 @@ def read_samples(headline: results.Comparison | None) -> list[Sample]:
     if not SAMPLES.exists():
         return []
     marks = {model: _marks(model, headline) for model in ("base", "tuned")}
-    samples = []
-    for row in list(files.read_jsonl(SAMPLES))[:NUM_SAMPLES]:
-        scored = {model: marks[model].get(row["id"]) for model in marks}
-        samples.append(
-            Sample(
-                prompt=row["prompt"],
-                reference=row["reference"],
-                base=row["base"],
-                tuned=row["tuned"],
-                base_mark=_mark(row["base"], scored["base"]),
-                tuned_mark=_mark(row["tuned"], scored["tuned"]),
-            )
+    return [
+        Sample(
+            prompt=row["prompt"],
+            reference=row["reference"],
+            answers={
+                name: [
+                    Answer(model, texts[model], _mark(texts[model], marks[model].get(row["id"])))
+                    for model in marks
+                ]
+                for name, texts in row["answers"].items()
+            },
         )
-    return samples
+        for row in list(files.read_jsonl(SAMPLES))[:NUM_SAMPLES]
+    ]
+
+
+def decodings(samples: dict[str, Any]) -> dict[str, str]:
+    """Each of `samples.decodings` in words."""
+    return {
+        name: decoding.words(Decoding(**settings))
+        for name, settings in samples["decodings"].items()
+    }
 
 
 def _marks(model: str, headline: results.Comparison | None) -> dict[str, tuple[str, float]]:

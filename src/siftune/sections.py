@@ -23,6 +23,8 @@ class Model:
     source: str  # hub id | modelscope:id | folder | file.gguf | package:module/file.gguf
     revision: str | None
     license: str
+    gated: bool  # its makers want the licence accepted before it can be fetched
+    stop_tokens: list[str]  # where an answer ends, besides where the model says so itself
 
 
 RowFormat = Literal[
@@ -134,14 +136,25 @@ class Benchmark:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Decoding:
+    """How an answer is chosen, token by token; left out, a key changes nothing."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0  # 0: the likeliest token each time
+    top_k: Positive | None = None  # drawn among so many; null: all
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # among those that make up so much
+    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0  # of what was said
+    no_repeat_ngram: Positive | None = None  # so many tokens in a row never come twice
+    num_beams: Positive = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Samples:
-    """Answers to read: the same prompts, base against tuned."""
+    """Answers to read: the same prompts, base against tuned, by each of the decodings."""
 
     num_prompts: Positive
     max_new_tokens: Positive
-    temperature: Annotated[float, Field(ge=0.0)]  # 0: greedy
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     seed: NotNegative
+    decodings: Annotated[dict[Name, Decoding], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -197,9 +210,9 @@ class Register:
 
 
 SECTIONS: dict[str, type] = {
-    "model": Model,
     "data": Data,
     "prepare": Prepare,
+    "model": Model,
     "encode": Encode,
     "sft": Sft,
     "merge": Merge,
