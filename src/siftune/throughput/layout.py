@@ -1,0 +1,73 @@
+"""A pack as tensors: what the model is given, what the attention needs, what the loss looks at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from siftune.chat.masking import IGNORED
+from siftune.throughput.planner import Pack, Segment
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A pack of N tokens, of which K predict something that is trained, T times in all.
+
+    A token that rows share predicts for each of them: T counts a shared trained token once for
+    each of its rows, as computing the rows alone would; K counts where the head is computed.
+    """
+
+    segments: tuple[Segment, ...]
+    input_ids: Tensor  # [1, N]
+    position_ids: Tensor  # [1, N], those of the tokens in their rows
+    subtree_ends: Tensor  # [N]: `Segment.subtree_end` of each token's segment
+    sources: Tensor  # [K], places in the pack, ascending
+    source_of: Tensor  # [T], indices of `sources`
+    targets: Tensor  # [T], token ids
+    row_of: Tensor  # [T], indices in the batch
+    masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # made once for all layers
+
+    def to(self, device: torch.device | str) -> Self:
+        """On another device; accelerate moves batches by this."""
+        moved: dict[str, Any] = {
+            one.name: value.to(device)
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Tensor)
+        }
+        return replace(self, **moved, masks={})
+
+
+def lay_out(pack: Pack, rows: Sequence[ArrayLike], labels: Sequence[ArrayLike]) -> Layout:
+    """The tensors of a pack.
+
+    Args:
+        rows, labels: of the batch that `pack` was planned from; a label stands at the token that
+            is to be predicted, `IGNORED` at those that are not trained.
+    """
+    input_ids = np.empty(pack.num_tokens, dtype=np.int64)
+    positions = np.empty_like(input_ids)
+    sources, targets, row_of = [], [], []
+    for row, place in zip(pack.rows, pack.places, strict=True):
+        input_ids[place] = rows[row]
+        positions[place] = np.arange(len(place))
+        predicted = np.asarray(labels[row], dtype=np.int64)[1:]
+        trained = np.flatnonzero(predicted != IGNORED)
+        sources.append(place[trained])
+        targets.append(predicted[trained])
+        row_of.append(np.full(len(trained), row))
+    ends = np.concatenate([np.full(s.end - s.start, s.subtree_end) for s in pack.segments])
+    unique, source_of = np.unique(np.concatenate(sources), return_inverse=True)
+    return Layout(
+        segments=pack.segments,
+        input_ids=torch.from_numpy(input_ids)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        subtree_ends=torch.from_numpy(ends),
+        sources=torch.from_numpy(unique),
+        source_of=torch.from_numpy(source_of),
+        targets=torch.from_numpy(np.concatenate(targets)),
+        row_of=torch.from_numpy(np.concatenate(row_of)),
+    )

@@ -1,0 +1,207 @@
+"""Packs with shared prefixes train exactly what their rows train alone, and bugs would show."""
+
+import numpy as np
+import packs
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from siftune.stage import UserError
+from siftune.throughput import attention, layout, limits, loss, planner
+
+TOLERANCE = 1e-5  # relative, in fp32
+
+
+@pytest.fixture(autouse=True)
+def _share_all(monkeypatch):
+    monkeypatch.setattr(planner, "MIN_SAVED", 1)
+
+
+@pytest.mark.parametrize("shape", packs.SHAPES)
+def test_loss_and_gradients_are_those_of_the_rows_alone(shape):
+    model, rows = packs.model(shape), packs.rows()
+    limits.check(model, max(map(len, rows[0])))
+    alone = packs.alone(model, rows)
+    assert packs.difference(packs.packed(model, rows), alone) < TOLERANCE
+    assert packs.difference(packs.packed(model, rows, budget=30), alone) < TOLERANCE
+    assert packs.difference(packs.packed(model, rows, share=False), alone) < TOLERANCE
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("shape", ["llama", "gemma2", "qwen2-sliding"])
+def test_gradient_checkpointing_changes_nothing(shape, reentrant):
+    model, rows = packs.model(shape), packs.rows()
+    alone = packs.alone(model, rows)
+    model.train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert packs.difference(packs.packed(model, rows), alone) < TOLERANCE
+
+
+def test_in_fp64_they_are_the_same_number(monkeypatch):
+    def exact(self: LlamaRMSNorm, states: torch.Tensor) -> torch.Tensor:
+        """transformers' own rounds to fp32 in between."""
+        variance = states.pow(2).mean(-1, keepdim=True)
+        return self.weight * states * torch.rsqrt(variance + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", exact)
+    model, rows = packs.model("llama", torch.float64), packs.rows()
+    alone = packs.alone(model, rows, implementation="sdpa")
+    assert packs.difference(packs.packed(model, rows), alone) < 1e-10
+    assert packs.difference(packs.packed(model, rows, budget=30), alone) < 1e-10
+
+
+def test_log_probs_are_named_by_row():
+    """What DPO and GRPO need: sums over the trained tokens of each row."""
+    model, (ids, labels) = packs.model("llama"), packs.rows()
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    (pack,) = planner.plan(ids, 1000)
+    made = layout.lay_out(pack, ids, labels)
+    with torch.no_grad():
+        found = loss.token_log_probs(model(**loss.inputs(made)).logits, made)
+        model.set_attn_implementation("eager")
+        for row in range(len(ids)):
+            log_probs = model(input_ids=torch.tensor(ids[row])[None]).logits[0].log_softmax(-1)
+            places = np.flatnonzero(labels[row][1:] != -100)
+            wanted = log_probs[places, labels[row][places + 1]].sum()
+            torch.testing.assert_close(found[made.row_of == row].sum(), wanted, rtol=1e-5, atol=0)
+
+
+def test_forty_steps_have_one_loss_curve():
+    def curve(train) -> list[float]:
+        model = packs.model("qwen2")
+        optimiser = torch.optim.AdamW(
+            [weight for weight in model.parameters() if weight.requires_grad], lr=1e-3
+        )
+        losses = []
+        for step in range(40):
+            losses.append(train(model, packs.rows(step % 5))[0])
+            optimiser.step()
+        return losses
+
+    found, wanted = curve(packs.packed), curve(packs.alone)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert wanted[-1] < 0.9 * wanted[0]
+
+
+def leak(monkeypatch) -> None:
+    """A row's own tokens also see those of the row before it in the pack."""
+
+    def everything(segments):
+        return tuple(
+            planner.Segment(s.start, s.end, s.position, max(i - 1, -1), s.subtree_end)
+            for i, s in enumerate(segments)
+        )
+
+    original = planner._with_subtrees
+    monkeypatch.setattr(planner, "_with_subtrees", lambda found: everything(original(found)))
+
+    def wider(made, segment, window, like):
+        num_before = sum(s.end - s.start for s in made.segments if s.end <= segment.start)
+        length = segment.end - segment.start
+        return torch.ones(length, num_before + length, dtype=torch.bool).tril(num_before)
+
+    monkeypatch.setattr(attention, "_mask", wider)
+
+
+def wrong_positions(monkeypatch) -> None:
+    """Positions go on over the whole pack."""
+    original = loss.inputs
+
+    def running(made):
+        positions = torch.arange(made.input_ids.shape[1])[None]
+        return original(made) | {"position_ids": positions}
+
+    monkeypatch.setattr(loss, "inputs", running)
+
+
+def counted_once(monkeypatch) -> None:
+    """A trained token that rows share counts as one."""
+    original = loss.token_log_probs
+
+    def once(logits, made):
+        pairs = torch.stack([made.source_of, made.targets])
+        _, which = torch.unique(pairs, dim=1, return_inverse=True)
+        first = [which.tolist().index(i) for i in range(int(which.max()) + 1)]
+        return original(logits, made)[first]
+
+    monkeypatch.setattr(loss, "token_log_probs", once)
+
+
+def lost_weight(monkeypatch) -> None:
+    """Each pack is divided by its own trained tokens instead of the batch's."""
+    original = loss.training_loss
+    monkeypatch.setattr(
+        loss, "training_loss", lambda model, made, _: original(model, made, len(made.targets))
+    )
+
+
+def late_window(monkeypatch) -> None:
+    """The window is one token too wide."""
+    original = attention._mask
+
+    def wider(made, segment, window, like):
+        return original(made, segment, window + 1, like)
+
+    monkeypatch.setattr(attention, "_mask", wider)
+
+
+def dropped_cap(monkeypatch) -> None:
+    """Soft-capping is left out, as transformers' SDPA does."""
+    original = attention._attend
+
+    def without(*states, softcap, **others):
+        return original(*states, softcap=None, **others)
+
+    monkeypatch.setattr(attention, "_attend", without)
+
+
+@pytest.mark.parametrize(
+    ("bug", "shape"),
+    [
+        (leak, "llama"),
+        (wrong_positions, "llama"),
+        (counted_once, "llama"),
+        (lost_weight, "llama"),
+        (late_window, "mistral-sliding"),
+        (dropped_cap, "gemma2"),
+    ],
+)
+def test_the_check_catches(bug, shape, monkeypatch):
+    model, rows = packs.model(shape), packs.rows()
+    alone = packs.alone(model, rows)
+    assert packs.difference(packs.packed(model, rows, budget=40), alone) < TOLERANCE
+    bug(monkeypatch)
+    assert packs.difference(packs.packed(model, rows, budget=40), alone) > 100 * TOLERANCE
+
+
+def test_what_would_not_be_exact_is_refused():
+    model = packs.model("llama")
+    model.base_model.model.model.layers[0].mlp.gate_proj.lora_dropout["default"] = torch.nn.Dropout(
+        0.1
+    )
+    with pytest.raises(UserError, match=r"gate_proj\.lora_dropout\.default: .* Set dropout to 0"):
+        limits.check(model, 10)
+    model = packs.model("llama")
+    model.config.attention_dropout = 0.1
+    with pytest.raises(UserError, match="attention_dropout"):
+        limits.check(model, 10)
+    model.config.attention_dropout = 0.0
+    model.config.rope_parameters = {
+        "rope_type": "dynamic", "original_max_position_embeddings": 16
+    }  # fmt: skip
+    limits.check(model, 16)
+    with pytest.raises(UserError, match=r"Beyond 16 tokens .* a row has 17"):
+        limits.check(model, 17)
+    model.config.model_type = "mamba"
+    with pytest.raises(UserError, match=r"families gemma2, .*; this one is mamba"):
+        limits.check(model, 10)
+
+
+def test_a_batch_without_a_layout_is_an_error_and_never_an_unmasked_batch():
+    model = packs.model("llama")
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    with pytest.raises(TypeError, match="layout"):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
