@@ -55,7 +55,8 @@ def headings(page: Path) -> list[str]:
 
 def table_rows(text: str) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
+    split = [line.strip("|").split(" |") for line in lines]
+    return [[cell.strip().replace("\\|", "|") for cell in cells] for cells in split]
 
 
 def code_spans(page: Path) -> list[str]:
@@ -218,15 +219,19 @@ def test_the_tree_is_the_tree(page: Path):
 
 
 @pytest.mark.parametrize("page", READMES, ids=name)
-def test_example_presets_are_valid(page: Path):
+def test_example_presets_are_valid(page: Path, default_params: Path):
     examples = [text for language, text in blocks(page) if language == "yaml"]
     assert len(examples) == 2
     for text in examples:
         group = re.match(r"# conf/(\w+)/mine\.yaml\n", text)[1]
+        assert "\n# @package _global_\n" in text
         preset = yaml.safe_load(text)
-        sections = preset if "# @package _global_" in text else {group: preset}
-        assert group in sections
-        for section, values in sections.items():
+        assert group in preset
+        # The method decides the rest of this one.
+        preset["encode"] = yaml.safe_load(default_params.read_text())["encode"] | preset.get(
+            "encode", {}
+        )
+        for section, values in preset.items():
             TypeAdapter(SECTIONS[section]).validate_json(json.dumps(values))
 
 

@@ -20,7 +20,9 @@ def base(tmp_path, monkeypatch, tiny_model) -> Path:
 
 
 def fetch(folder: Path) -> dict:
-    model = Model(name="m", source=str(folder), revision=None, license="mit")
+    model = Model(
+        name="m", source=str(folder), revision=None, license="mit", gated=False, stop_tokens=[]
+    )
     return models.fetch_base(model)
 
 

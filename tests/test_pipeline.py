@@ -74,8 +74,7 @@ def workspace(tmp_path_factory, tiny_model) -> Path:
     model = {"name": "tiny", "source": str(tiny_model), "revision": None, "license": "mit"}
     model |= {"gated": False, "stop_tokens": []}
     preset = yaml.safe_dump({"model": model, "encode": {"template": None}})
-    (folder / "conf" / "model" / "tiny.yaml").write_text(f"# @package _global_
-{preset}")
+    (folder / "conf" / "model" / "tiny.yaml").write_text(f"# @package _global_\n{preset}")
     (folder / "conf" / "size" / "tiny.yaml").write_text(SIZE)
     defaults = folder / "conf" / "config.yaml"
     text = defaults.read_text().replace("smollm2-135m-instruct", "tiny")

@@ -55,7 +55,9 @@ def make(folder: Path, overrides: tuple[str, ...] = OVERRIDES) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     model = {"name": "tiny", "source": str(_tiny_model(folder)), "revision": None, "license": "mit"}
-    (folder / "conf/model/tiny.yaml").write_text(yaml.safe_dump(model))
+    model |= {"gated": False, "stop_tokens": []}
+    preset = yaml.safe_dump({"model": model, "encode": {"template": None}})
+    (folder / "conf/model/tiny.yaml").write_text(f"# @package _global_\n{preset}")
     subprocess.run(
         [sys.executable, "-P", "-m", "siftune.presets", *overrides],
         cwd=folder, env=environment(folder), check=True, capture_output=True,
