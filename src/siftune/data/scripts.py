@@ -23,11 +23,20 @@ def normalise(text: str, region: Region) -> str:
     return text if text.isascii() else str(_converter(_OPENCC[region]).convert(text))
 
 
+def simplified(text: str) -> str:
+    """In Simplified characters: to compare texts, whichever way they are written (爲, 為 → 为)."""
+    return text if text.isascii() else str(_converter("t2s").convert(text))
+
+
+def is_han(character: str) -> bool:
+    """Whether it is a Chinese character."""
+    return any(low <= ord(character) <= high for low, high in _HAN)
+
+
 @cache
 def script_of(character: str) -> str:
     """`traditional` or `simplified` where only one of them writes it so, else its script."""
-    code = ord(character)
-    if any(low <= code <= high for low, high in _HAN):
+    if is_han(character):
         # 后, 云 and 乾 are written in both: the old national encodings know what is only in one.
         if _converter("t2s").convert(character) != character:
             return "han" if _encodable(character, "gb2312") else "traditional"
@@ -35,6 +44,7 @@ def script_of(character: str) -> str:
         return "simplified" if only_simplified and not _encodable(character, "big5") else "han"
     if not character.isalpha():
         return "other"
+    code = ord(character)
     return "latin" if code < 0x250 or 0x1E00 <= code < 0x1F00 else "other"
 
 

@@ -1,0 +1,1 @@
+"""Rewards for reinforcement learning: pure functions of prompt, completion and record. No torch."""
