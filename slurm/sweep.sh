@@ -31,13 +31,13 @@ file=$(realpath "$1") && shift
 # shellcheck source=slurm/site.sh
 . "$(dirname "$0")/site.sh"
 check_site
-[ -s "$file" ] || stop "$file: there must be a file with one line for each task, as sft.learning_rate=1e-4 sft.lora.rank=16"
+grep -qs '[^ ]' "$file" || stop "$file: there must be a file with one line for each task, as sft.learning_rate=1e-4 sft.lora.rank=16"
 git diff --quiet HEAD -- conf params.yaml dvc.yaml src train eval export ||
     stop "there are changes that are not committed, and the tasks run what is committed: git commit first."
 name=$(basename "$file") && name=${name%.*}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_-]*$ ]] || stop "$file: experiments get its name; it must be of letters, digits, - and _."
 folder=work/sweeps/$name
-[ ! -e "$folder" ] || cmp --quiet "$file" "$folder/params" ||
+[ ! -e "$folder" ] || grep -v '^ *$' "$file" | cmp --quiet - "$folder/params" ||
     stop "$folder is of other lines than $file: give the file another name, or remove $folder."
 mkdir -p "$folder"
 grep -v '^ *$' "$file" >"$folder/params.new" && mv "$folder/params.new" "$folder/params"
