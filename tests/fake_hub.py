@@ -1,7 +1,8 @@
 """A hub of models and data sets on 127.0.0.1, from a folder, for tests of what fetches.
 
 `python fake_hub.py FOLDER` prints its address, then serves FOLDER/{models,datasets}/ORG/NAME as
-repositories of one commit until it is killed.
+repositories of one commit until it is killed. One that has a file `.gated` gives its files to the
+owner of the token ACCEPTED only.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "c0ffee" + "0" * 34
+ACCEPTED = "hf_accepted"
 API = re.compile(r"/api/(models|datasets)/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/.*)?")
 FILE = re.compile(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/[^/]+/(.+)")
 
@@ -40,8 +42,12 @@ class Hub(BaseHTTPRequestHandler):
                          "tags": [], "disabled": False, "gated": False}  # fmt: skip
                 self.answer(200, json.dumps(facts).encode())
         elif match := FILE.fullmatch(path):
-            file = self.root / ("datasets" if match[1] else "models") / match[2] / match[3]
-            if file.is_file():
+            folder = self.root / ("datasets" if match[1] else "models") / match[2]
+            file = folder / match[3]
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if (folder / ".gated").exists() and token != ACCEPTED:
+                self.answer(403 if token else 401, b"", {"X-Error-Code": "GatedRepo"})
+            elif file.is_file():
                 data = file.read_bytes()
                 etag = f'"{hashlib.sha1(data).hexdigest()}"'
                 self.answer(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT})

@@ -196,7 +196,7 @@ def test_a_hub_is_asked_only_where_it_is_needed_and_may_answer(monkeypatch):
     assert "HF_ENDPOINT=http://127.0.0.1:9" in told
     assert "https_proxy=http://***@proxy:3128" in told
     assert bad(reach.hubs) == []  # the default needs none
-    change("model", source="org/model", revision="c0ffee")  # which is not on this disk
+    change("model", source="org/model", revision="c0ffee" + "0" * 34)  # which is not on this disk
     assert "siftune bundle" in found(reach.hubs, "hub").todo
     monkeypatch.setenv("HF_ENDPOINT", "https://127.0.0.1:9")
     assert "behind a proxy" in found(reach.hubs, "hub").what
@@ -271,11 +271,12 @@ def test_a_base_model_that_an_offline_job_would_miss_is_a_problem(monkeypatch, t
 
 def test_data_of_a_hub_must_have_been_fetched(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-    change("data", sources=[{"source": "hub:org/data", "revision": "v1"}])
+    commit = "c0ffee" + "0" * 34
+    change("data", sources=[{"source": "hub:org/data", "revision": commit}])
     (only,) = bad(project.offline)
     assert (only.level, only.about) == (PROBLEM, "data")
     Path("data/raw").mkdir(parents=True)
-    Path("data/raw.json").write_text(json.dumps({"sources": [["hub:org/data", "v1"]]}))
+    Path("data/raw.json").write_text(json.dumps({"sources": [["hub:org/data", commit]]}))
     assert bad(project.offline) == []
     change("data", sources=[{"source": "local"}], path="nowhere.jsonl")
     assert "nowhere.jsonl does not exist" in bad(project.offline)[0].what

@@ -29,7 +29,7 @@ def checkout(tmp_path, hub, tiny_model, default_params) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     params = yaml.safe_load(default_params.read_text())
-    params["model"] |= {"source": "org/model", "revision": "v1"}
+    params["model"] |= {"source": "org/model", "revision": hub.commit}
     source = {"source": "hub:org/questions", "revision": hub.commit}
     columns = {"prompt": "question", "response": "answer"}
     params["data"] |= {"sources": [source | {"columns": columns}], "num_examples": None}

@@ -6,13 +6,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fake_hub
 import pytest
 
 from siftune import files, sources
-from siftune.sections import Data, Source
+from siftune.sections import Data, Model, Source
 from siftune.stage import UserError
 
-COMMIT = "c0ffee" + "0" * 34
+COMMIT = fake_hub.COMMIT
 DATA = Data(
     name="d", path="data/raw", sources=[Source(source="generate:word-problems")],
     reasoning_tags=["<think>", "</think>"], num_examples=8, seed=1,
@@ -23,7 +24,14 @@ def data_from(source: str, **changes) -> Data:
     return replace(DATA, sources=[Source(source=source)], **changes)
 
 
-CHECKED = {"model_source": ".", "model_revision": None}
+MODEL = Model(
+    name="m", source="org/model", revision=COMMIT, license="mit", gated=False, stop_tokens=[]
+)
+
+
+@pytest.fixture(autouse=True)
+def _this_process_asks_no_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def in_process(hub):
     )  # fmt: skip
 
     def run(code: str) -> subprocess.CompletedProcess:
-        code = f"from siftune import sources, stage\nstage.run(lambda: print({code}))"
+        code = f"from siftune import sections, sources, stage\nstage.run(lambda: print({code}))"
         return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
 
     return run
@@ -85,6 +93,7 @@ def test_modelscope_is_asked_for_what_is_parsed_only(monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setattr(modelscope, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert sources.model_files("modelscope:org/m", "v1") == tmp_path
     assert (asked["name"], asked["revision"]) == ("org/m", "v1")
     assert "*.safetensors" in asked["allow_patterns"]
@@ -97,10 +106,68 @@ def test_modelscope_is_asked_for_what_is_parsed_only(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("source", ["org/model", "modelscope:org/model"])
 def test_a_remote_source_must_be_pinned(source):
-    with pytest.raises(UserError, match=r"model\.revision: .* needs one"):
+    with pytest.raises(UserError, match=r"model\.revision: .* needs a commit"):
         sources.model_files(source, None)
-    with pytest.raises(UserError, match=r"model\.revision: .* needs one"):
-        sources.check(model_source=source, model_revision=None, data=DATA)
+    with pytest.raises(UserError, match=r"model\.revision: .* needs a commit"):
+        sources.check_model(replace(MODEL, source=source, revision=None))
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT[:7]])
+def test_what_may_move_is_refused_with_the_commit_of_today(in_process, revision):
+    for call in (f"model_files('org/model', {revision!r})", f"check_model({moving(revision)})"):
+        done = in_process(f"sources.{call}")
+        assert done.returncode == 78
+        assert "needs a commit, or the same params would train something else" in done.stderr
+        assert f"Today's is {COMMIT}: write it into the preset." in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def moving(revision: str | None) -> str:
+    return f"sections.{replace(MODEL, revision=revision)!r}"
+
+
+GATED = f"sources.check_model(sections.{replace(MODEL, source='org/gated', gated=True)!r})"
+FETCHED = f"sources.model_files('org/gated', '{COMMIT}')"
+
+
+@pytest.fixture
+def gated(hub, in_process, monkeypatch):
+    hub.publish(
+        "models", "org/gated", {".gated": b"", "config.json": b"{}", "model.safetensors": b"w"}
+    )
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return in_process
+
+
+def test_a_gated_model_says_whose_licence_and_which_token_before_anything_is_fetched(gated, hub):
+    for call in (GATED, FETCHED):
+        done = gated(call)
+        assert done.returncode == 78
+        [line] = [line for line in done.stderr.splitlines() if "params.yaml" in line]
+        assert "https://huggingface.co/org/gated" in line
+        assert "HF_TOKEN" in line
+        assert "Traceback" not in done.stderr
+    assert "there is no token here" in gated(GATED).stderr
+
+
+def test_a_token_whose_owner_has_not_accepted_the_licence_is_told_so(gated, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    assert gated(GATED).returncode == 0  # only the hub knows
+    done = gated(FETCHED)
+    assert (done.returncode, "org/gated is gated, and the hub says 403" in done.stderr) == (
+        78,
+        True,
+    )
+
+
+def test_a_gated_model_that_was_fetched_needs_no_token(gated, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", fake_hub.ACCEPTED)
+    folder = gated(FETCHED).stdout
+    assert len(list(Path(folder.strip()).iterdir())) == 2
+    monkeypatch.delenv("HF_TOKEN")
+    assert gated(GATED).returncode == 0
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert gated(FETCHED).stdout == folder
 
 
 @pytest.mark.parametrize(
@@ -120,7 +187,7 @@ def test_a_model_that_is_not_there_is_named(source, revision, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (data_from("hub:a/b"), r"data\.sources\.revision: .* needs one"),
+        (data_from("hub:a/b"), r"data\.sources\.revision: .* needs a commit"),
         (
             data_from("local", path="nowhere.jsonl"),
             r"data\.path: nowhere\.jsonl does not exist",
@@ -137,7 +204,7 @@ def test_a_model_that_is_not_there_is_named(source, revision, message):
 )
 def test_data_is_checked_before_the_queue(data, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        sources.check(**CHECKED, data=data)
+        sources.check_data(data)
 
 
 def test_several_fetched_sources_get_a_folder_each(tmp_path):

@@ -16,9 +16,8 @@ def check(params: Any, *, world_size: int = 1) -> None:
     Raises:
         UserError: the first thing that is wrong.
     """
-    sources.check(
-        model_source=params.model.source, model_revision=params.model.revision, data=params.data
-    )
+    sources.check_model(params.model)
+    sources.check_data(params.data)
     batches.accumulation(
         global_batch=params.sft.global_batch,
         micro_batch=params.sft.micro_batch,

@@ -4,17 +4,9 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-from siftune import files, word_problems
-from siftune.sections import Data, Source
+from siftune import files, hubs, word_problems
+from siftune.sections import Data, Model, Source
 from siftune.stage import UserError
-
-# Only files that are parsed: a pickle, or Python in a model's folder, would be run.
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-DATA_FILES = [
-    f"*.{kind}{packed}"
-    for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "txt", "md")
-    for packed in ("", ".gz", ".zst")
-]
 
 
 def model_files(source: str, revision: str | None, *, offline: bool = False) -> Path:
@@ -30,13 +22,13 @@ def model_files(source: str, revision: str | None, *, offline: bool = False) -> 
     if scheme == "package":
         return _package_file(rest, revision)
     if scheme == "modelscope":
-        return _modelscope(rest, revision, kind="model", offline=offline)
+        return hubs.modelscope(rest, revision, kind="model", offline=offline)
     if source.startswith((".", "/", "~")):
         path = Path(source).expanduser()
         if not path.exists():
             raise UserError(f"params.yaml: model.source: {source} does not exist.")
         return path
-    return _hub(source, revision, kind="model", offline=offline)
+    return hubs.hugging_face(source, revision, kind="model", offline=offline)
 
 
 def fetch_data(data: Data, folder: Path) -> None:
@@ -64,23 +56,39 @@ def data_files(source: Source, *, offline: bool = False) -> Path | None:
     """
     scheme, _, rest = source.source.partition(":")
     if scheme == "hub":
-        return _hub(rest, source.revision, kind="dataset", offline=offline)
+        return hubs.hugging_face(rest, source.revision, kind="dataset", offline=offline)
     if scheme == "modelscope":
-        return _modelscope(rest, source.revision, kind="dataset", offline=offline)
+        return hubs.modelscope(rest, source.revision, kind="dataset", offline=offline)
     if source.source == "local" or scheme == "generate":
         return None
     raise UserError(_unknown_scheme(source.source))
 
 
-def check(*, model_source: str, model_revision: str | None, data: Data) -> None:
-    """Refuse, without the network, what `model_files` and `fetch_data` would refuse later."""
-    scheme = model_source.partition(":")[0]
-    if scheme == "package" or model_source.startswith((".", "/", "~")):
-        model_files(model_source, model_revision)
-    elif model_revision is None:
-        raise UserError(_unpinned("model", model_source))
+def check_model(model: Model) -> None:
+    """Refuse what `model_files` would refuse later; nothing is fetched.
+
+    Raises:
+        UserError: as for `model_files`.
+    """
+    scheme, _, rest = model.source.partition(":")
+    if scheme == "package" or model.source.startswith((".", "/", "~")):
+        model_files(model.source, model.revision)
+    elif scheme == "modelscope":
+        hubs.require_revision(rest, model.revision, kind="model")
+    else:
+        hubs.require_commit(model.source, model.revision, kind="model")
+        if model.gated:
+            hubs.require_access(model.source, model.revision)
+
+
+def check_data(data: Data) -> None:
+    """Refuse what `fetch_data` would refuse later; nothing is fetched.
+
+    Raises:
+        UserError: as for `model_files`.
+    """
     for source in data.sources:
-        _check_data(source, data.path)
+        _check_source(source, data.path)
     if len({source.source == "local" for source in data.sources}) > 1:
         raise UserError(
             "params.yaml: data.sources: local files and fetched data sets do not mix: data.path is "
@@ -89,9 +97,12 @@ def check(*, model_source: str, model_revision: str | None, data: Data) -> None:
         )
 
 
-def _check_data(source: Source, path: str) -> None:
-    if source.source.startswith(("hub:", "modelscope:")) and source.revision is None:
-        raise UserError(_unpinned("data.sources", source.source))
+def _check_source(source: Source, path: str) -> None:
+    scheme, _, rest = source.source.partition(":")
+    if scheme == "hub":
+        hubs.require_commit(rest, source.revision, kind="dataset")
+    if scheme == "modelscope":
+        hubs.require_revision(rest, source.revision, kind="dataset")
     if source.source == "local" and not Path(path).exists():
         raise UserError(f"params.yaml: data.path: {path} does not exist.")
     if source.source != "local" and path != "data/raw":
@@ -123,70 +134,6 @@ def _package_file(name: str, revision: str | None) -> Path:
     if not path.is_file():
         raise UserError(f"params.yaml: model.source: the package {module!r} has no file {file!r}.")
     return path
-
-
-def _hub(name: str, revision: str | None, *, kind: str, offline: bool = False) -> Path:
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    section = "model" if kind == "model" else "data.sources"
-    if revision is None:
-        raise UserError(_unpinned(section, name))
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                repo_type=kind,
-                revision=revision,
-                allow_patterns=MODEL_FILES if kind == "model" else DATA_FILES,
-                local_files_only=offline or HF_HUB_OFFLINE,
-            )
-        )
-    except HFValidationError as error:
-        raise UserError(
-            f"params.yaml: {section}: {name!r} is no hub id; a path begins with ./ or /. {error}"
-        ) from None
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        raise UserError(_unreachable(section, name, revision, error)) from None
-
-
-def _modelscope(name: str, revision: str | None, *, kind: str, offline: bool = False) -> Path:
-    # ModelScope has no such switch of its own.
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from modelscope import snapshot_download
-
-    section = "model" if kind == "model" else "data.sources"
-    if revision is None:
-        raise UserError(_unpinned(section, name))
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                repo_type=kind,
-                allow_patterns=MODEL_FILES if kind == "model" else DATA_FILES,
-                local_files_only=offline or HF_HUB_OFFLINE,
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(_unreachable(section, f"modelscope:{name}", revision, error)) from None
-
-
-def _unpinned(section: str, name: str) -> str:
-    return (
-        f"params.yaml: {section}.revision: {name} needs one (a commit, or a tag that never moves), "
-        "or the same params would train something else tomorrow."
-    )
-
-
-def _unreachable(section: str, name: str, revision: str, error: Exception) -> str:
-    return (
-        f"params.yaml: {section}: {name} at {revision} is neither on this disk nor "
-        "reachable. Run `siftune fetch --all` here on a machine with a network (a login node), "
-        f"with HF_HOME on a file system that the nodes see; HF_ENDPOINT names a mirror.\n  {error}"
-    )
 
 
 def _copy(snapshot: Path, folder: Path) -> None:

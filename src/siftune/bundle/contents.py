@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siftune import config, fetching, provenance, sources
+from siftune import config, fetching, hubs, provenance
 from siftune.bundle import CONTENTS, REPOSITORY
 from siftune.stage import UserError
 
@@ -44,7 +44,7 @@ def collect(wheels: Path | None, aside: Path) -> list[Entry]:
     for piece in pieces:
         for folder in piece.folders:
             if not piece.name.startswith("package:"):  # the image and the wheels have it
-                entries += _of_folder(Path(folder), sources.MODEL_FILES)
+                entries += _of_folder(Path(folder), hubs.MODEL_FILES)
     entries += _own_data()
     # What git tracks comes with the commit.
     by_name = {entry.name: entry for entry in entries if entry.name not in tracked}

@@ -102,7 +102,7 @@ def _data(data: Any) -> Iterator[Finding]:
 
     named = [[source.source, source.revision] for source in data.sources]
     try:
-        sources.check(model_source=".", model_revision=None, data=data)
+        sources.check_data(data)
         if _read(RAW).get("sources") != named or not Path(data.path).exists():
             for source in data.sources:
                 sources.data_files(source, offline=True)

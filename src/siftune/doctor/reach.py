@@ -14,7 +14,6 @@ MIRRORS = (
     "HF_ENDPOINT", "MODELSCOPE_DOMAIN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS",
     "UV_INDEX_URL", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy",
 )  # fmt: skip
-DEFAULT_HUB = "https://huggingface.co"
 
 
 def mlflow() -> Iterator[Finding]:
@@ -54,9 +53,9 @@ def hubs() -> Iterator[Finding]:
         yield Finding(OK, "mirrors", ", ".join(given))
     if place.in_job() or all(one.level == OK for one in project.offline()):
         return
-    from siftune import store
+    from siftune import hubs, store
 
-    address = os.environ.get("HF_ENDPOINT") or DEFAULT_HUB
+    address = os.environ.get("HF_ENDPOINT") or hubs.HUB
     try:
         yield Finding(OK, "hub", f"{redaction.text(address)} {_answers(address)}")
     except OSError as error:
