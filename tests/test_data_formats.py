@@ -176,6 +176,42 @@ GOOD = {
         {"prompt": "q", "chosen": [*QA["messages"]], "rejected": [user("q"), assistant("b")]},
         {}, "preference", {"messages": [user("q")], "chosen": "a", "rejected": "b"},
     ),
+    "preference, UltraFeedback": (
+        {
+            "prompt": "q", "prompt_id": "x", "score_chosen": 8.0, "score_rejected": 3.0,
+            "chosen": QA["messages"], "rejected": [user("q"), assistant("b")],
+            "messages": QA["messages"],
+        },
+        {}, "preference", {"messages": [user("q")], "chosen": "a", "rejected": "b"},
+    ),
+    "preference, Argilla": (
+        {"instruction": "q", "chosen_response": "a", "rejected_response": "b", "response": "b"},
+        {}, "preference", {"messages": [user("q")], "chosen": "a", "rejected": "b"},
+    ),
+    "preference, the conversation's beginning beside it": (
+        {
+            "messages": SHARED,
+            "chosen": {"role": "assistant", "content": "a"}, "rejected": [assistant("b")],
+        },
+        {}, "preference", {"messages": SHARED, "chosen": "a", "rejected": "b"},
+    ),
+    "labelled": (
+        {"prompt": "q", "completion": "a", "label": False},
+        {}, "labelled", {"messages": [user("q")], "completion": "a", "label": False},
+    ),
+    "labelled, of messages": (
+        {"prompt": SHARED, "completion": [assistant("a")], "label": True, "tools": TOOLS},
+        {}, "labelled",
+        {"messages": SHARED, "completion": "a", "label": True, "tools": TOOLS},
+    ),
+    "labelled, mapped, in CSV": (
+        {"question": "q", "answer": "a", "kto_tag": "True"},
+        {"label": "kto_tag"}, "labelled",
+        {"messages": [user("q")], "completion": "a", "label": True},
+    ),
+    "an answer with the class of its question": (
+        {"question": "q", "answer": "a", "label": 1}, {}, "columns", QA,
+    ),
     "preference, a prompt of messages": (
         {"prompt": SHARED, "chosen": [assistant("a")], "rejected": [assistant("b")]},
         {}, "preference", {"messages": SHARED, "chosen": "a", "rejected": "b"},
@@ -300,6 +336,17 @@ BAD = [
      "chosen and rejected differ in more than the last answer", ""),
     ("preference", {"prompt": [user("q"), assistant("a")], "chosen": "a", "rejected": "b"},
      "same role twice in a row", "message 3"),
+    ("labelled", {"prompt": "q", "completion": "a"},
+     "no column 'label' (data.sources.columns.label)", "prompt, completion"),
+    ("labelled", {"prompt": "q", "completion": "a", "label": None},
+     "label is neither true nor false", "None"),
+    ("labelled", {"prompt": "q", "completion": "a", "label": "1"},
+     "label is neither true nor false", "'1'"),
+    ("labelled", {"prompt": "q", "completion": "", "label": True},
+     "column 'completion' is empty", ""),
+    ("labelled",
+     {"prompt": [user("q")], "completion": [assistant("", tool_calls=[CALL])], "label": True},
+     "a tool call as labelled answer", ""),
     ("preference", {"prompt": "q", "chosen": [assistant("", tool_calls=[CALL])], "rejected": "b"},
      "a tool call as chosen or rejected answer", ""),
     ("problems", {"question": "q"}, "no column 'answer' (data.sources.columns.answer)", "question"),

@@ -3,6 +3,7 @@ formats, and says the whole text and the trained parts of it."""
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from siftune import gguf_tokenizer
-from siftune.chat import conversation, masking, templates
+from siftune.chat import conversation, masking, preference, templates
 from siftune.chat.families import FAMILIES
 from siftune.data.faults import Fault
 from siftune.sections import Encode
@@ -92,6 +93,38 @@ def test_a_prompt_is_the_beginning_of_the_text_with_its_answer(family: str, toke
             assert answered.startswith(prompt)
             seen += 1
     assert seen >= 4
+
+
+@pytest.mark.parametrize("family", GOLDEN)
+def test_a_preferred_answer_has_the_tokens_that_sft_trains(family: str, tokenizer_of):
+    tokenizer, seen = tokenizer_of(family), 0
+    for golden in GOLDEN[family]["cases"].values():
+        *prompt, last = golden["messages"]
+        if "refused" in golden or last["role"] != "assistant" or last.get("tool_calls"):
+            continue
+        how = {"messages": prompt, "tools": golden.get("tools")}
+        texts = {"chosen": last["content"], "rejected": "Another answer. 另一個答案。"}
+        [found] = preference.encode(tokenizer, [{**how, **texts}], settings(golden), TAGS)
+        last_only = replace(settings(golden), train_on="last_answer")
+        for name, text in texts.items():
+            answered = {**how, "messages": [*prompt, {"role": "assistant", "content": text}]}
+            [sft] = masking.encode(tokenizer, [answered], last_only, TAGS)
+            ids = found.prompt + found.answers[name]
+            assert ids == sft.input_ids[: len(ids)]
+            labels = [masking.IGNORED] * len(found.prompt) + found.answers[name]
+            assert labels == sft.labels[: len(ids)]
+            assert set(sft.labels[len(ids) :]) <= {masking.IGNORED}
+            assert found.answers[name][-1] == tokenizer.eos_token_id
+        asked = conversation.prompt_text(tokenizer, prompt, tools=golden.get("tools"))
+        assert found.prompt == tokenizer(asked, add_special_tokens=False)["input_ids"]
+        [labelled] = preference.encode(
+            tokenizer, [{**how, "completion": last["content"], "label": True}],
+            settings(golden), TAGS,
+        )  # fmt: skip
+        assert labelled.prompt == found.prompt
+        assert labelled.answers == {"completion": found.answers["chosen"]}
+        seen += 1
+    assert seen >= 3
 
 
 def settings(golden: dict) -> Encode:

@@ -29,11 +29,11 @@ class Model:
 
 RowFormat = Literal[
     "auto", "alpaca", "input-output", "sharegpt", "messages", "columns", "text", "preference",
-    "problems",
+    "labelled", "problems",
 ]  # fmt: skip
 Column = Literal[
     "prompt", "input", "response", "system", "history", "reasoning", "messages", "tools", "text",
-    "chosen", "rejected", "answer", "group",
+    "chosen", "rejected", "label", "answer", "group",
 ]  # fmt: skip
 
 

@@ -29,14 +29,15 @@ def cut(
             return Fault("no trained token after cutting", f"of {len(encoded.input_ids)}")
         return left
     if rule == "cut_first_turns":
-        for shorter in _without_first_turns(record):
+        for shorter in without_first_turns(record):
             found = encode(shorter)
             if isinstance(found, Fault) or len(found.input_ids) <= max_length:
                 return found
     return None
 
 
-def _without_first_turns(record: Record) -> list[Record]:
+def without_first_turns(record: Record) -> list[Record]:
+    """The record without its oldest exchange, without its two oldest, and so on."""
     messages = record.get("messages", [])
     head = messages[:1] if messages and messages[0]["role"] == "system" else []
     asked = [i for i, message in enumerate(messages) if message["role"] == "user"]

@@ -175,9 +175,9 @@ class _Special:
 def _draft(
     writer: conversation.Writer, record: Record, settings: Encode, tags: tuple[str, str]
 ) -> Draft:
-    if "chosen" in record or "answer" in record:
+    if {"chosen", "completion", "answer"} & record.keys():
         raise UserError(
-            "data/prepared holds preference pairs or problems with an answer, not conversations: "
+            "data/prepared holds answers to be preferred, labelled or found, not conversations: "
             "sft trains on conversations or plain text. If the rows are questions with answers, "
             "map them: data.sources.columns: {prompt: …, response: …}."
         )

@@ -22,7 +22,7 @@ _REACH = 8  # characters; the longest that it looks for has 7
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
-TEXTS = ("text", "chosen", "rejected", "answer")
+TEXTS = ("text", "chosen", "rejected", "completion", "answer")
 
 
 class Warned(NamedTuple):

@@ -3,15 +3,16 @@
 A column is found by the name that `data.sources.columns` gives it, else by a usual one.
 """
 
+import reprlib
 from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from siftune.data.columns import Pairs, Row
 from siftune.data.faults import Fault
-from siftune.data.turns import Message, messages, parsed_list, plain_text, thought, turn_order
+from siftune.data.turns import Message, parsed_list, plain_text, thought, turn_order
 
 Record = dict[str, Any]
-Pairs = tuple[tuple[str, str], ...]
 
 ALPACA: Pairs = (("instruction", "output"),)
 INPUT_OUTPUT: Pairs = (("input", "output"),)
@@ -24,8 +25,9 @@ QUESTION_ANSWER: Pairs = (
     ("question", "response"),
 )
 PROMPT = ("prompt", "instruction", "question", "query", "problem")
-CHOSEN = ("chosen", "answer_zh")  # DPO-zh-en-emoji: Chinese with emoji is to be preferred
-REJECTED = ("rejected", "answer_en")
+# DPO-zh-en-emoji: Chinese with emoji is to be preferred. The others are Argilla's.
+CHOSEN = ("chosen", "chosen_response", "answer_zh")
+REJECTED = ("rejected", "rejected_response", "answer_en")
 GROUND_TRUTH = ("answer", "ground_truth", "solution")
 TEXT = ("text", "content")
 
@@ -41,7 +43,7 @@ def convert(
     Raises:
         Fault: the row has no meaning in this format.
     """
-    row = _Row(values, columns, reasoning_tags)
+    row = Row(values, columns, reasoning_tags)
     record = FORMATS[source_format](row)
     return {"group": _group(row, record), **record}, list(dict.fromkeys(row.warnings))
 
@@ -57,6 +59,9 @@ def detect(values: dict[str, Any], columns: dict[str, str]) -> str | None:
 
     if has("chosen", *CHOSEN) and has("rejected", *REJECTED):
         return "preference"
+    # A class of a text is a label, too, but not true or false.
+    if "label" in columns or (isinstance(values.get("label"), bool) and has_pair(QUESTION_ANSWER)):
+        return "labelled"
     if "answer" in columns:
         return "problems"
     if "text" in columns:
@@ -75,79 +80,19 @@ def detect(values: dict[str, Any], columns: dict[str, str]) -> str | None:
     return "text" if any(name in values for name in TEXT) else None
 
 
-class _Row:
-    """A row seen through the columns' names."""
-
-    def __init__(
-        self, values: dict[str, Any], columns: dict[str, str], tags: tuple[str, str]
-    ) -> None:
-        self.values = values
-        self.columns = columns
-        self.tags = tags
-        self.used: set[str] = set()
-        self.warnings: list[str] = []
-
-    def find(self, key: str, usual: tuple[str, ...]) -> tuple[str, Any]:
-        """The column for `key` and what is in it; no name where the row has no such column."""
-        mapped = self.columns.get(key)
-        for name in usual if mapped is None else (mapped,):
-            if name in self.values:
-                self.used.add(name)
-                return name, self.values[name]
-        if mapped is not None:
-            raise self._absent(mapped, key)
-        return "", None
-
-    def value(self, key: str, *usual: str) -> Any:
-        """What the row has for `key`: None where there is no such column."""
-        return self.find(key, usual)[1]
-
-    def needed(self, key: str, *usual: str) -> Any:
-        """What the row has for `key`, which must have a column."""
-        name, value = self.find(key, usual)
-        if not name:
-            raise self._absent(usual[0], key)
-        return value
-
-    def any_text(self, key: str, *usual: str) -> str:
-        """A text; "" where there is no such column, or null in it."""
-        name, value = self.find(key, usual)
-        return "" if value is None else plain_text(value, f"column {name!r}")
-
-    def messages(self, value: Any) -> list[Message]:
-        """Messages in whatever form."""
-        return messages(value, self.tags, self.warnings)
-
-    def pair(self, pairs: Pairs) -> tuple[str, str]:
-        """The columns of prompt and answer: as mapped, else the first pair that the row has."""
-        half = None
-        for usual in pairs:
-            prompt = self.columns.get("prompt", usual[0])
-            answer = self.columns.get("response", usual[1])
-            if prompt in self.values and answer in self.values:
-                return prompt, answer
-            if prompt in self.values and half is None:
-                half = prompt, answer
-        return half or pairs[0]
-
-    def _absent(self, name: str, key: str) -> Fault:
-        there = ", ".join(map(str, self.values))
-        return Fault(f"no column {name!r} (data.sources.columns.{key})", f"it has {there}"[:300])
-
-
-def _alpaca(row: _Row) -> Record:
+def _alpaca(row: Row) -> Record:
     return _prompt_answer(row, ALPACA, extra=("input",))
 
 
-def _input_output(row: _Row) -> Record:
+def _input_output(row: Row) -> Record:
     return _prompt_answer(row, INPUT_OUTPUT)
 
 
-def _columns(row: _Row) -> Record:
+def _columns(row: Row) -> Record:
     return _prompt_answer(row, QUESTION_ANSWER)
 
 
-def _prompt_answer(row: _Row, pairs: Pairs, extra: tuple[str, ...] = ()) -> Record:
+def _prompt_answer(row: Row, pairs: Pairs, extra: tuple[str, ...] = ()) -> Record:
     prompt, response = row.pair(pairs)
     turns = _opening(row, row.needed("prompt", prompt), extra)
     value = row.needed("response", response)
@@ -160,22 +105,22 @@ def _prompt_answer(row: _Row, pairs: Pairs, extra: tuple[str, ...] = ()) -> Reco
     return _conversation(row, [*turns, {"role": "assistant", "content": answer}])
 
 
-def _sharegpt(row: _Row) -> Record:
+def _sharegpt(row: Row) -> Record:
     return _conversation(row, _system(row) + row.messages(row.needed("messages", "conversations")))
 
 
-def _messages(row: _Row) -> Record:
+def _messages(row: Row) -> Record:
     return _conversation(row, _system(row) + row.messages(row.needed("messages", "messages")))
 
 
-def _text(row: _Row) -> Record:
+def _text(row: Row) -> Record:
     text = plain_text(row.needed("text", *TEXT), "the text")
     if not text:
         raise Fault("the text is empty")
     return {"text": text}
 
 
-def _preference(row: _Row) -> Record:
+def _preference(row: Row) -> Record:
     chosen = _answer(row, row.needed("chosen", *CHOSEN))
     rejected = _answer(row, row.needed("rejected", *REJECTED))
     if chosen == rejected:
@@ -188,6 +133,8 @@ def _preference(row: _Row) -> Record:
     if any("tool_calls" in turns[0] for turns in last):
         raise Fault("a tool call as chosen or rejected answer")
     prompt = _prompt(row, needed=not shared)
+    if prompt in (chosen, rejected):  # UltraFeedback's `messages` are the chosen conversation
+        prompt = []
     # `prompt` often repeats what both answers begin with.
     is_repeated = prompt in (shared[: len(prompt)], shared[len(shared) - len(prompt) :])
     turns = shared if is_repeated else prompt + shared
@@ -196,7 +143,21 @@ def _preference(row: _Row) -> Record:
     return _with_tools(row, {**record, "rejected": last[1][0]["content"]})
 
 
-def _problems(row: _Row) -> Record:
+def _labelled(row: Row) -> Record:
+    """One answer, and whether it is good: what KTO learns from."""
+    label = row.needed("label", "label")
+    if isinstance(label, str):  # all that CSV can hold
+        label = {"true": True, "false": False}.get(label.strip().lower(), label)
+    if not isinstance(label, bool):
+        raise Fault("label is neither true nor false", reprlib.repr(label))
+    record = _prompt_answer(row, QUESTION_ANSWER)
+    *turns, last = record.pop("messages")
+    if "tool_calls" in last:
+        raise Fault("a tool call as labelled answer")
+    return {"messages": turns, "completion": last["content"], "label": label, **record}
+
+
+def _problems(row: Row) -> Record:
     truth = row.needed("answer", *GROUND_TRUTH)
     if isinstance(truth, (int, float)) and not isinstance(truth, bool):
         truth = str(truth)
@@ -209,7 +170,7 @@ def _problems(row: _Row) -> Record:
     return {"messages": turns, "answer": answer, "fields": fields}
 
 
-FORMATS: dict[str, Callable[[_Row], Record]] = {
+FORMATS: dict[str, Callable[[Row], Record]] = {
     "alpaca": _alpaca,
     "input-output": _input_output,
     "sharegpt": _sharegpt,
@@ -217,16 +178,17 @@ FORMATS: dict[str, Callable[[_Row], Record]] = {
     "columns": _columns,
     "text": _text,
     "preference": _preference,
+    "labelled": _labelled,
     "problems": _problems,
 }
 
 
-def _conversation(row: _Row, turns: list[Message]) -> Record:
+def _conversation(row: Row, turns: list[Message]) -> Record:
     turn_order(turns)
     return _with_tools(row, {"messages": turns})
 
 
-def _with_tools(row: _Row, record: Record) -> Record:
+def _with_tools(row: Row, record: Record) -> Record:
     value = row.value("tools", "tools")
     tools = parsed_list(value, "tools") if value else []
     if not all(isinstance(tool, dict) for tool in tools):
@@ -234,7 +196,7 @@ def _with_tools(row: _Row, record: Record) -> Record:
     return {**record, "tools": tools} if tools else record
 
 
-def _prompt(row: _Row, *, needed: bool) -> list[Message]:
+def _prompt(row: Row, *, needed: bool) -> list[Message]:
     """The turns before an answer: messages, or a column of text and what stands around it."""
     listed = row.value("messages", "messages", "conversations")
     if listed is not None:
@@ -243,7 +205,7 @@ def _prompt(row: _Row, *, needed: bool) -> list[Message]:
     return _system(row) if prompt is None else _opening(row, prompt, ("input",))
 
 
-def _opening(row: _Row, prompt: Any, extra: tuple[str, ...]) -> list[Message]:
+def _opening(row: Row, prompt: Any, extra: tuple[str, ...]) -> list[Message]:
     """System message, earlier turns, and the user's, to which the extra input is joined."""
     if isinstance(prompt, list):
         return _system(row) + row.messages(prompt)
@@ -254,12 +216,12 @@ def _opening(row: _Row, prompt: Any, extra: tuple[str, ...]) -> list[Message]:
     return [*_system(row), *_history(row), {"role": "user", "content": text}]
 
 
-def _system(row: _Row) -> list[Message]:
+def _system(row: Row) -> list[Message]:
     text = row.any_text("system", "system")
     return [{"role": "system", "content": text}] if text else []
 
 
-def _history(row: _Row) -> list[Message]:
+def _history(row: Row) -> list[Message]:
     value = row.value("history", "history")
     turns: list[Message] = []
     for pair in parsed_list(value, "history") if value else []:
@@ -272,7 +234,7 @@ def _history(row: _Row) -> list[Message]:
     return turns
 
 
-def _answer(row: _Row, value: Any) -> list[Message]:
+def _answer(row: Row, value: Any) -> list[Message]:
     if isinstance(value, (list, dict)):
         return row.messages(value if isinstance(value, list) else [value])
     text = plain_text(value, "chosen or rejected")
@@ -281,7 +243,7 @@ def _answer(row: _Row, value: Any) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
-def _group(row: _Row, record: Record) -> str:
+def _group(row: Row, record: Record) -> str:
     """What keeps rows in one split: the mapped column, else the first question or the text."""
     if "group" in row.columns:
         value = row.needed("group")
