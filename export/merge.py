@@ -23,11 +23,11 @@ def main() -> None:
     ]
     with tracking.stage("merge", "data", "encode", "merge") as run:
         num_tokens = len(tokenizer)
-        with_adapter = merging.load_with_adapter(base, ADAPTER, num_tokens=num_tokens)
-        reference = merging.logits(with_adapter, rows)
+        trained = merging.load_trained(base, ADAPTER, num_tokens=num_tokens)
+        reference = merging.logits(trained, rows)
         with files.published_folder(MERGED) as folder:
             merged = merging.merge(base, ADAPTER, num_tokens=num_tokens)
-            merging.stop_at(merged, tokenizer.eos_token_id)
+            models.stop_as_encoded(merged, tokenizer, models.TOKENIZER)
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             # What was written is measured, not what was in memory.

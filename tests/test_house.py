@@ -24,7 +24,7 @@ ONLY_IN = {
     "mlflow": {"store"},
     "lm_eval": {"benchmark"},
     "spython": set(),
-    "unsloth": set(),
+    "unsloth": {"training.engine"},
 }
 # What `sources` found is pinned by models/base.json, which is a dependency: only who asks it to
 # fetch lists it.

@@ -26,7 +26,7 @@ def adapter(tiny_model, tmp_path) -> Path:
 
 
 def test_merged_answers_like_base_and_adapter(tiny_model, adapter):
-    reference = merging.logits(merging.load_with_adapter(tiny_model, adapter, num_tokens=0), ROWS)
+    reference = merging.logits(merging.load_trained(tiny_model, adapter, num_tokens=0), ROWS)
     merged = merging.logits(merging.merge(tiny_model, adapter, num_tokens=0), ROWS)
     measured = merging.distance(reference, merged)
     assert measured["max_logit_difference"] < 1e-4
@@ -39,7 +39,7 @@ def test_merged_answers_like_base_and_adapter(tiny_model, adapter):
 
 def test_a_wrong_scale_is_seen(tiny_model, adapter):
     """The fault of merges that ignore rsLoRA: the adapter folded in at another scale."""
-    reference = merging.logits(merging.load_with_adapter(tiny_model, adapter, num_tokens=0), ROWS)
+    reference = merging.logits(merging.load_trained(tiny_model, adapter, num_tokens=0), ROWS)
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file(
         {k: v / 2 if "lora_B" in k else v for k, v in weights.items()},

@@ -4,22 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from siftune import files, merging, models, tokens
 from siftune.chat import masking, templates
 from siftune.learning_curve import LearningCurve
-from siftune.sections import Lora, Sft
 from siftune.training import adapters, sft
 
 TAGS = ("<think>", "</think>")
-SFT = Sft(
-    seed=1, learning_rate=1e-2, num_epochs=1.0, global_batch=4, micro_batch=4, eval_every=2,
-    save_every="100 steps",
-    lora=Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
-    trainer={"gradient_checkpointing": False},
-)  # fmt: skip
 
 
 class Sink:
@@ -80,7 +74,7 @@ def test_new_tokens_are_trained_and_merged(
     trainer = sft.make_trainer(
         models.load_model(base, num_tokens=len(chat_tokenizer)),
         chat_tokenizer,
-        sft=SFT,
+        sft=small.sft(),
         encoded=encoded,
         num_new_tokens=num_new,
         curve=LearningCurve(Sink(), examples_per_step=4),
@@ -90,14 +84,14 @@ def test_new_tokens_are_trained_and_merged(
     sft.check_batches(trainer)
     trainer.train()
     adapter = tmp_path / "adapter"
-    adapters.save(trainer.model, adapter, base="x")
+    adapters.save(trainer.model, adapter, base="x", first={})
     # The adapter is small: it holds rows of the embedding, not the embedding.
     whole = len(tokenizer) * 32 * 4
     assert (adapter / "adapter_model.safetensors").stat().st_size < whole / 4
 
     size = {"num_tokens": len(chat_tokenizer)}
     rows = [tokens.read("train", encoded)[0]["input_ids"]]
-    reference = merging.logits(merging.load_with_adapter(base, adapter, **size), rows)
+    reference = merging.logits(merging.load_trained(base, adapter, **size), rows)
     merged = merging.merge(base, adapter, **size)
     merging.stop_at(merged, chat_tokenizer.eos_token_id)
     merged.save_pretrained(tmp_path / "merged")

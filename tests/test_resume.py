@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from siftune import tokens
 from siftune.learning_curve import LearningCurve
 from siftune.resume import attempt, checkpoints, trainer
-from siftune.sections import Lora, Sft
+from siftune.sections import Sft
 from siftune.stage import RunAgain, StartAgain, UserError
 from siftune.training import sft as training
 
@@ -44,12 +45,11 @@ class Sink:
 
 def sft(**changed) -> Sft:
     values = {
-        "seed": 1, "learning_rate": 1e-2, "num_epochs": 2.0, "global_batch": 4, "micro_batch": 4,
-        "eval_every": 3, "save_every": "1 steps",
-        "lora": Lora(rank=2, alpha=4, dropout=0.3, targets="all-linear"),
+        "num_epochs": 2.0, "eval_every": 3, "save_every": "1 steps",
+        "lora": small.lora(rank=2, alpha=4, dropout=0.3),
         "trainer": {"gradient_checkpointing": False, "weight_decay": 0.1},
     }  # fmt: skip
-    return Sft(**values | changed)
+    return small.sft(**values | changed)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def in_ranks(num_ranks: int, work) -> None:
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * num_ranks
 
 
-NO_DROPOUT = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear")
+NO_DROPOUT = small.lora(rank=2, alpha=4)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])

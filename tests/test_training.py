@@ -5,20 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from safetensors.torch import load_file
 
 from siftune import models, tokens, word_problems
 from siftune.chat import masking
 from siftune.learning_curve import LearningCurve, summarise
-from siftune.sections import Lora, Sft
+from siftune.sections import Sft
 from siftune.stage import UserError
 from siftune.training import adapters, sft
 
-SFT = Sft(
-    seed=1, learning_rate=1e-3, num_epochs=1.0, global_batch=8, micro_batch=8, eval_every=2,
-    save_every="100 steps",
-    lora=Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear"),
+SFT = small.sft(
+    learning_rate=1e-3, global_batch=8, micro_batch=8,
     trainer={"gradient_checkpointing": False, "lr_scheduler_type": "constant"},
 )  # fmt: skip
 
@@ -141,7 +140,7 @@ def test_the_curve_has_every_step_and_the_last_evaluation(train, tmp_path):
 
 def test_the_saved_adapter_names_its_base_by_source(train, tmp_path):
     trainer, _ = train(SFT)
-    adapters.save(trainer.model, tmp_path / "adapter", base="package:x/y.gguf")
+    adapters.save(trainer.model, tmp_path / "adapter", base="package:x/y.gguf", first={})
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

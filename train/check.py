@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from siftune import config, files, preflight, stage
+from siftune.doctor import place
 
 
 def main() -> None:
@@ -10,11 +11,14 @@ def main() -> None:
     preflight.check(params)
     require_tasks(params.benchmark.tasks)
     # The last, because it takes seconds to import what knows TRL's options and templates.
+    from siftune import models
     from siftune.chat import templates
-    from siftune.training import sft
+    from siftune.training import requirements, sft
 
     templates.require(params.encode.template)
-
+    # A login node, where the pipeline fetches, has no GPU: there the training's own job says it.
+    if models.device().type == "cuda" or not place.on_cluster():
+        requirements.require_machine(params.sft.load)
     sft.config(
         params.sft, micro_batch=params.sft.micro_batch, num_accumulated=1, folder=Path("work")
     )

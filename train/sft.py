@@ -12,10 +12,13 @@ CURVE = Path("plots/learning_curve.csv")
 def main() -> None:
     ranks.launch()
     params = config.load("sft")
+    from siftune.training import engine
+
+    engine.start(params.sft.load)
     from siftune import models, tokens
     from siftune.learning_curve import LearningCurve, summarise
     from siftune.resume import agreement, attempt, fingerprint
-    from siftune.training import adapters, sft
+    from siftune.training import adapters, loading, sft
 
     base = models.base_folder()
     tokenizer = models.load_tokenizer()
@@ -28,7 +31,7 @@ def main() -> None:
     ):
         curve = LearningCurve(run, examples_per_step=params.sft.global_batch)
         trainer = sft.make_trainer(
-            models.load_model(base, num_tokens=len(tokenizer)),
+            loading.base(base, params.sft, num_tokens=len(tokenizer)),
             tokenizer,
             sft=params.sft,
             encoded=tokens.FOLDER,
@@ -40,6 +43,9 @@ def main() -> None:
         train = tokens.path("train")
         run.dataset(train, name="tokens", digest=files.sha256(train), context="train")
         sft.check_batches(trainer)
+        chosen = loading.facts(trainer.model, params.sft.load)
+        if agreement.is_first():
+            print("Loaded:", ", ".join(f"{name} {value}" for name, value in chosen.items()))
         checkpoint = this_start.begin()
         step = checkpoint.step if checkpoint else 0
         if agreement.is_first():
@@ -50,10 +56,10 @@ def main() -> None:
         curve.write(CURVE)
         with files.published_folder(ADAPTER) as folder:
             source = files.read_json(models.MANIFEST)["source"]
-            adapters.save(trainer.model, folder, base=source)
+            adapters.save(trainer.model, folder, base=source, first=trainer.first_factors)
         run.artifact(CURVE)
         run.artifact(ADAPTER)
-        run.report(**summarise(trainer, curve))
+        run.report(**summarise(trainer, curve), loaded=chosen)
 
 
 if __name__ == "__main__":

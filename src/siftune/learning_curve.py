@@ -6,9 +6,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from peft import PeftModel
+from transformers import TrainerCallback
 
 from siftune import files, provenance
+from siftune.resume.trainer import Resumable
 from siftune.stage import UserError
 from siftune.tracking import Run
 
@@ -116,12 +118,20 @@ class LearningCurve(TrainerCallback):
         return f"step {state.global_step}/{state.max_steps}  {shown}  left {left:.0f} s"
 
 
-def summarise(trainer: Trainer, curve: LearningCurve) -> dict[str, float]:
-    """The end of the curve, mean speed without evaluation, and the size of the adapter."""
-    trained, total = trainer.model.get_nb_trainable_parameters()
+def summarise(trainer: Resumable, curve: LearningCurve) -> dict[str, float]:
+    """The end of the curve, mean speed without evaluation, and how much of the model is trained.
+
+    The validation loss is that of the weights that are kept, at `kept_step`.
+    """
+    if isinstance(trainer.model, PeftModel):  # it knows how many are in quantised ones
+        trained, total = trainer.model.get_nb_trainable_parameters()
+    else:
+        trained = total = trainer.model.num_parameters()
+    kept = trainer.best.step if trainer.best.keep else trainer.state.global_step
     return {
         "train_loss": curve.last("train_loss"),
-        "validation_loss": curve.last("validation_loss"),
+        "validation_loss": curve.rows[kept]["validation_loss"],
+        "kept_step": kept,
         "num_steps": trainer.state.global_step,
         "num_examples": len(trainer.train_dataset),
         "mean_tokens_per_second": curve.mean("tokens_per_second"),

@@ -1,4 +1,4 @@
-"""Fold an adapter into its base, and measure that merged = base + adapter."""
+"""Fold what was trained into its base, and measure that merged = base + adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -9,31 +9,33 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from siftune.models import device, load_model
+from siftune.training import adapters
 
 Logits = list[Tensor]  # one [positions, vocabulary] a prompt
 
 
-def load_with_adapter(base: Path, adapter: Path, *, num_tokens: int) -> PeftModel:
-    """Base and adapter side by side, not merged; `num_tokens` as for `models.load_model`."""
-    return PeftModel.from_pretrained(load_model(base, num_tokens=num_tokens), str(adapter)).eval()
+def load_trained(base: Path, trained: Path, *, num_tokens: int) -> PreTrainedModel | PeftModel:
+    """Base and adapter side by side, not merged; or all weights, where these were trained.
+
+    Args:
+        num_tokens: as for `models.load_model`.
+    """
+    if not adapters.is_adapter(trained):
+        return load_model(trained)
+    return PeftModel.from_pretrained(load_model(base, num_tokens=num_tokens), str(trained)).eval()
 
 
-def merge(base: Path, adapter: Path, *, num_tokens: int) -> PreTrainedModel:
-    """Base + adapter as one model in the base's own dtype; the sum itself is made in fp32."""
+def merge(base: Path, trained: Path, *, num_tokens: int) -> PreTrainedModel:
+    """What was trained as one model in the base's own dtype; a sum itself is made in fp32."""
     stored = load_model(base, num_tokens=num_tokens, dtype="auto").cpu()
     dtype = stored.dtype
-    merged = PeftModel.from_pretrained(stored.float(), str(adapter)).merge_and_unload(
+    if not adapters.is_adapter(trained):
+        stored.load_state_dict(load_model(trained, dtype=torch.float32).state_dict())
+        return stored
+    merged = PeftModel.from_pretrained(stored.float(), str(trained)).merge_and_unload(
         safe_merge=True
     )
     return merged.to(dtype)
-
-
-def stop_at(model: PreTrainedModel, token_id: int) -> None:
-    """Let generation end at `token_id`, besides where the base already ends."""
-    known = model.generation_config.eos_token_id
-    stops = known if isinstance(known, list) else [known]
-    if token_id not in stops:
-        model.generation_config.eos_token_id = [token_id, *(stop for stop in stops if stop)]
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ def fetch_base(model: Model) -> dict[str, Any]:
     """Bring `model.source` to this disk and describe it.
 
     Returns:
-        The manifest: name, source, revision, license, files (size in bytes and sha256 of each),
-        their common sha256, and the sha256 of the chat template.
+        The manifest: name, source, revision, license, stop_tokens, files (size in bytes and sha256
+        of each), their common sha256, and the sha256 of the chat template.
     """
     path = sources.model_files(model.source, model.revision)
     if path.suffix == ".gguf":  # converted by the code of today, not by that of an earlier fetch
@@ -47,6 +47,7 @@ def fetch_base(model: Model) -> dict[str, Any]:
         "source": model.source,
         "revision": model.revision,
         "license": model.license,
+        "stop_tokens": model.stop_tokens,
         "files": described,
         "sha256": provenance.digest(described),
         "chat_template_sha256": provenance.digest(template) if template else None,
@@ -71,21 +72,22 @@ def base_folder() -> Path:
 
 
 def load_model(
-    folder: Path, *, num_tokens: int = 0, dtype: torch.dtype | str | None = None
+    folder: Path, *, num_tokens: int = 0, dtype: torch.dtype | str | None = None, **how: Any
 ) -> PreTrainedModel:
     """The model in this device's dtype, for evaluation; safetensors only, no code of the folder.
 
     Args:
         num_tokens: of the tokenizer; a model with fewer gets rows for the new ones.
+        how: more for from_pretrained of transformers; a device_map says where the model is.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or device_dtype(), use_safetensors=True, trust_remote_code=False
+        folder, dtype=dtype or device_dtype(), use_safetensors=True, trust_remote_code=False, **how
     )
-    _make_room(model, num_tokens)
-    return model.to(device()).eval()
+    make_room(model, num_tokens)
+    return (model if "device_map" in how else model.to(device())).eval()
 
 
-def _make_room(model: PreTrainedModel, num_tokens: int) -> None:
+def make_room(model: PreTrainedModel, num_tokens: int) -> None:
     """New tokens begin as the mean of all others, in every stage alike, without a dice."""
     old = model.get_input_embeddings().num_embeddings
     if num_tokens <= old:
@@ -132,6 +134,49 @@ def stop_token_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]
         configured = GenerationConfig.from_pretrained(folder).eos_token_id
         stops |= set(configured if isinstance(configured, list) else [configured])
     return stops - {None}
+
+
+def all_stop_ids(
+    base: Path, own: PreTrainedTokenizerBase, chosen: PreTrainedTokenizerBase
+) -> set[int]:
+    """Where the base stops by itself, and at the tokens that params.yaml names besides.
+
+    Args:
+        own: the base's tokenizer. chosen: that with the chat template, which may have more tokens.
+
+    Raises:
+        UserError: a name is no token of `chosen`.
+    """
+    stops = stop_token_ids(base, own)
+    for name in files.read_json(MANIFEST)["stop_tokens"]:
+        found = chosen(name, add_special_tokens=False)["input_ids"]
+        if found != [chosen.convert_tokens_to_ids(name)] or found == [chosen.unk_token_id]:
+            raise UserError(
+                f"params.yaml: model.stop_tokens: {name!r} is no token of this tokenizer, which "
+                f"reads {chosen.convert_ids_to_tokens(found)}. Its special tokens are "
+                f"{', '.join(chosen.all_special_tokens)}."
+            )
+        stops |= set(found)
+    return stops
+
+
+def write_stops(stops: set[int], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Say beside the tokenizer where an answer ends, as `stop_token_ids` reads it."""
+    ids = sorted(stops | {tokenizer.eos_token_id})
+    files.write_json(folder / "generation_config.json", {"eos_token_id": ids})
+
+
+def stop_as_encoded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Let generation end where encode found that an answer ends: base and tuned model alike.
+
+    Args:
+        folder: of the tokenizer.
+    """
+    first = tokenizer.eos_token_id
+    others = sorted(stop_token_ids(folder, tokenizer) - {first})
+    model.generation_config.eos_token_id = [first, *others]
 
 
 def device() -> torch.device:

@@ -4,6 +4,7 @@ from typing import Any
 
 from siftune import batches, decoding, gguf_limits, llama_cpp, sources
 from siftune.stage import UserError
+from siftune.training import requirements
 
 
 def check(params: Any, *, world_size: int = 1) -> None:
@@ -24,6 +25,7 @@ def check(params: Any, *, world_size: int = 1) -> None:
         world_size=world_size,
     )
     decoding.require(params.samples)
+    requirements.require_consistent(params.sft)
     llama_cpp.require(params.to_gguf.types)
     gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
     _require_metric(params.register.metric, params.benchmark.tasks)

@@ -91,12 +91,30 @@ class Encode:
 
 @dataclass(frozen=True, config=_STRICT)
 class Lora:
-    """LoRA (Hu et al. 2021) as in peft.LoraConfig."""
+    """LoRA (Hu et al. 2021) by peft.LoraConfig."""
 
     rank: Positive
     alpha: Positive
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     targets: str | list[str]
+    rslora: bool  # scaled by alpha / √rank (Kalajdzievski 2023), not alpha / rank
+    dora: bool  # Liu et al. 2024
+    init: Annotated[
+        str,
+        Field(pattern=r"^(default|gaussian|orthogonal|olora|pissa(_niter_[1-9][0-9]*)?|loftq)$"),
+    ]
+    modules_to_save: list[str]  # trained whole, beside the adapter
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Load:
+    """How the base is loaded for training; `auto` is chosen by device and architecture."""
+
+    engine: Literal["hf", "unsloth"]
+    dtype: Literal["auto", "bf16", "fp16", "fp32"]
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"]
+    quantise: Literal["nf4", "fp4", "int8"] | None
+    double_quantise: bool  # the constants of nf4 and fp4, too
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -110,7 +128,10 @@ class Sft:
     micro_batch: Positive
     eval_every: Positive  # steps
     save_every: Annotated[str, Field(pattern=r"^[1-9][0-9]* (steps|minutes)$")]
-    lora: Lora
+    keep: Literal["last", "best"]  # best: the lowest validation loss
+    patience: Positive | None  # evaluations without a better one, then training ends; null: never
+    lora: Lora | None  # null: all weights are trained
+    load: Load
     trainer: dict[str, Any]
 
 

@@ -19,6 +19,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from siftune import batches
 from siftune.resume import agreement
 from siftune.resume.attempt import Attempt
+from siftune.resume.best import Best
 from siftune.resume.checkpoints import Checkpoint
 from siftune.stage import RunAgain, StartAgain, UserError
 
@@ -32,8 +33,9 @@ class _Stopped(BaseException):
 class Resumable(Trainer):
     """Put before the trainer that it extends: `class SftTrainer(Resumable, SFTTrainer)`."""
 
-    def __init__(self, *args: Any, attempt: Attempt, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, attempt: Attempt, best: Best, **kwargs: Any) -> None:
         self._attempt = attempt
+        self.best = best
         self._micro_step = (0, 0)  # (optimiser step, micro batch in it)
         self._evaluating = False
         super().__init__(*args, **kwargs)
@@ -46,6 +48,8 @@ class Resumable(Trainer):
             StartAgain: the GPU's memory was too small; with a smaller micro batch it may do.
             UserError: the loss is no number, or not even one row fits into the GPU's memory.
         """
+        if found:
+            self.best.load(found.folder)
         # An evaluation that was interrupted is done first.
         self.args.eval_on_start = bool(found and found.manifest["evaluation_due"])
         try:
@@ -60,6 +64,7 @@ class Resumable(Trainer):
             ) from None
         except torch.OutOfMemoryError:
             self._use_a_smaller_micro_batch()
+        self.best.put_back(self.model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro batch; here it may stop, and here its randomness begins."""
@@ -74,10 +79,14 @@ class Resumable(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As it is; a stop leaves it early."""
+        """As it is; a stop leaves it early, and one worse too many ends the training."""
         self._evaluating = True
         found: dict[str, float] = super().evaluate(*args, **kwargs)
         self._evaluating = False
+        self.best.seen(found["eval_loss"], self.state.global_step, self.model)
+        if self.best.is_over:
+            self.control.should_training_stop = True
+            self.control.should_save = self.state.global_step > self._attempt.step
         return found
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +108,7 @@ class Resumable(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Resumed at its last step, which may lie inside an epoch, the loop would do one more.
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.best.is_over:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
@@ -133,6 +142,7 @@ class Resumable(Trainer):
             replace(self.state, log_history=[], stateful_callbacks={}).save_to_json(
                 str(aside / STATE)
             )
+            self.best.save(aside)
             store.publish(aside, step, facts)
 
         agreement.told_by_first(publish)

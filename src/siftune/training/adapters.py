@@ -1,53 +1,218 @@
-"""LoRA by PEFT: the section → an adapter on a base, and the adapter → files."""
+"""LoRA by PEFT: the section → an adapter on a base, and what was trained → files."""
 
+import math
+import re
 from pathlib import Path
+from typing import Any
 
-from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils.loftq_utils import replace_lora_weights_loftq
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from siftune import files
-from siftune.sections import Lora
+from siftune.sections import Lora, Sft
+from siftune.stage import UserError
+from siftune.training import engine
+
+ALL_LINEAR = "all-linear"
+# First weights that change nothing: the others take from the base what they begin with.
+STAYS = ("default", "gaussian", "orthogonal")
+_FACTOR = re.compile(r"\.lora_([AB])\.")
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def config(lora: Lora, new_rows: dict[str, list[int]] | None = None) -> LoraConfig:
-    """The section as PEFT takes it; new rows of the embedding and the head are trained whole."""
+def is_adapter(folder: Path) -> bool:
+    """Whether a training left an adapter there, or else all weights."""
+    return (folder / SETTINGS).exists()
+
+
+def require(model: PreTrainedModel, lora: Lora) -> None:
+    """Refuse targets and modules that this architecture does not have; weights are not needed.
+
+    Raises:
+        UserError: with the names that it has.
+    """
+    layers = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    linear = {name for name, one in layers.items() if isinstance(one, nn.Linear | Conv1D)}
+    linear -= {name for name, one in layers.items() if one is head}
+    targets = [lora.targets] if isinstance(lora.targets, str) else lora.targets
+    is_regex = isinstance(lora.targets, str)
+    for target in targets:
+        found = linear if target == ALL_LINEAR else _matching(target, layers, is_regex=is_regex)
+        if not found or not found <= linear:
+            wrong = f"no layer is called {target}" if not found else f"{min(found - linear)} is not"
+            raise UserError(
+                f"params.yaml: lora.targets: {wrong} among the linear layers of this model that "
+                f"LoRA can adapt. Valid: {ALL_LINEAR}, or of {_listed(linear)}. The embedding and "
+                "the output head are trained whole, in lora.modules_to_save."
+            )
+    for module in lora.modules_to_save:
+        found = _matching(module, layers, is_regex=False)
+        if not found:
+            with_weights = {
+                name for name, one in layers.items() if [*one.parameters(recurse=False)]
+            }
+            raise UserError(
+                f"params.yaml: lora.modules_to_save: no module of this model is called {module}. "
+                f"It has {_listed(with_weights)}."
+            )
+        if lora.targets != ALL_LINEAR and module in lora.targets:
+            raise UserError(
+                f"params.yaml: lora.modules_to_save: {module} is in lora.targets, too: either."
+            )
+
+
+def attach(
+    model: PreTrainedModel, section: Sft, *, num_tokens: int, num_new_tokens: int
+) -> PeftModel:
+    """The section's adapter on its base; its first weights are drawn from the section's seed.
+
+    Args:
+        num_tokens: of the tokenizer.
+        num_new_tokens: the last of these, which the base has not seen. Their rows of the embedding
+            and the head are trained whole.
+    """
+    lora = section.lora
+    assert lora
+    set_seed(section.seed)
+    config = _config(model, lora, _new_rows(model, num_tokens, num_new_tokens))
+    if fast_models := engine.start(section.load):
+        return _by_unsloth(fast_models, model, config, section.seed)
+    adapter: PeftModel = get_peft_model(model, config)
+    if lora.init == "loftq":
+        replace_lora_weights_loftq(adapter, model.name_or_path)
+        scaling = lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
+        for name, weight in adapter.named_parameters():
+            if ".lora_B." in name:  # PEFT forgets that the product is scaled
+                weight.data /= scaling
+    return adapter
+
+
+def first_factors(model: PeftModel, lora: Lora) -> dict[str, Tensor]:
+    """Both factors before training, where they take something from the base; else nothing.
+
+    PiSSA (Meng et al. 2024) and OLoRA (Büyükakyüz 2024) subtract their first product from the base;
+    that of LoftQ (Li et al. 2023) stands for what quantisation has lost of it.
+    """
+    if lora.init in STAYS:
+        return {}
+    return {
+        name: weight.detach().cpu().clone()
+        for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        if _FACTOR.search(name)
+    }
+
+
+def save(
+    model: PreTrainedModel | PeftModel, folder: Path, *, base: str, first: dict[str, Tensor]
+) -> None:
+    """Write an adapter on the base as it was fetched; without an adapter, all weights.
+
+    Args:
+        base: its source, in place of this machine's path.
+        first: `first_factors`. What was learned is what the product is more than theirs, and is
+            written as an adapter of twice the rank: `B A - B₀ A₀ = [B -B₀] [A A₀]ᵀ`.
+    """
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(str(folder))
+        return
+    # Rows of new tokens are in the adapter; the base's own are not copied into it.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    settings = files.read_json(folder / SETTINGS) | {"base_model_name_or_path": base}
+    if first:
+        weights = load_file(folder / WEIGHTS)
+        save_file(
+            {name: _learned(name, weight, first) for name, weight in weights.items()},
+            folder / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        more = math.sqrt(2) if settings["use_rslora"] else 2
+        settings |= {
+            "init_lora_weights": True,
+            "r": 2 * settings["r"],
+            "lora_alpha": more * settings["lora_alpha"],
+        }
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()  # PEFT's set has another order in every process
+    files.write_json(folder / SETTINGS, settings)
+    (folder / "README.md").unlink()  # PEFT's empty model card; ours says what was measured
+
+
+def _learned(name: str, weight: Tensor, first: dict[str, Tensor]) -> Tensor:
+    factor = _FACTOR.search(name)
+    if not factor:
+        return weight
+    if factor[1] == "A":
+        return torch.cat([weight, first[name]], dim=0)
+    return torch.cat([weight, -first[name]], dim=1)
+
+
+def _config(model: PreTrainedModel, lora: Lora, new_rows: dict[str, list[int]]) -> LoraConfig:
+    whole = {name.rpartition(".")[2] for name in lora.modules_to_save}
+    ties = bool(model.config.tie_word_embeddings and whole & set(_embeddings(model)))
+    rows = {} if ties else {name: rows for name, rows in new_rows.items() if name not in whole}
     return LoraConfig(
-        trainable_token_indices=new_rows,
+        trainable_token_indices=rows or None,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights=True if lora.init in ("default", "loftq") else lora.init,
+        modules_to_save=lora.modules_to_save or None,
+        ensure_weight_tying=ties,
         task_type="CAUSAL_LM",
     )
 
 
-def new_rows(
-    model: PreTrainedModel, num_tokens: int, num_new_tokens: int
-) -> dict[str, list[int]] | None:
-    """Rows of tokens that the base has not seen, by the layer's name: `{"embed_tokens": [7, 8]}`.
+def _by_unsloth(fast_models: Any, model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
+    return fast_models.get_peft_model(
+        model,
+        r=config.r,
+        target_modules=config.target_modules,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
+        ensure_weight_tying=config.ensure_weight_tying,
+        use_gradient_checkpointing=False,  # TRL's option decides, as with the other engine
+        random_state=seed,
+    )
 
-    The layers are the embedding and, where it has weights of its own, the output head.
-    """
-    if num_new_tokens == 0:
-        return None
-    layers = [model.get_input_embeddings()]
-    if not model.config.tie_word_embeddings:
-        layers.append(model.get_output_embeddings())
-    rows = list(range(num_tokens - num_new_tokens, num_tokens))
+
+def _embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The embedding and the output head, by the last part of their names."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
     return {
-        name.rpartition(".")[2]: rows
+        name.rpartition(".")[2]: module
         for name, module in model.named_modules()
         if any(module is layer for layer in layers)
     }
 
 
-def save(model: PeftModel, folder: Path, *, base: str) -> None:
-    """Write the adapter as safetensors; it names its base by source, not by this machine's path."""
-    # Rows of new tokens are in the adapter; the base's own are not copied into it.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    path = folder / "adapter_config.json"
-    settings = files.read_json(path) | {"base_model_name_or_path": base}
-    if isinstance(settings["target_modules"], list):
-        settings["target_modules"].sort()  # PEFT's set has another order in every process
-    files.write_json(path, settings)
-    (folder / "README.md").unlink()  # PEFT's empty model card; ours says what was measured
+def _new_rows(model: PreTrainedModel, num_tokens: int, num_new_tokens: int) -> dict[str, list[int]]:
+    """Rows of tokens that the base has not seen, in each layer with weights of its own."""
+    if num_new_tokens == 0:
+        return {}
+    rows = list(range(num_tokens - num_new_tokens, num_tokens))
+    head = model.get_output_embeddings()
+    tied = model.config.tie_word_embeddings
+    return {name: rows for name, one in _embeddings(model).items() if not (tied and one is head)}
+
+
+def _matching(name: str, layers: dict[str, nn.Module], *, is_regex: bool) -> set[str]:
+    """As PEFT matches: a regular expression as a whole, a name of a list at the end."""
+    if is_regex:
+        return {one for one in layers if re.fullmatch(name, one)}
+    return {one for one in layers if one == name or one.endswith(f".{name}")}
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))

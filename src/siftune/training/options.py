@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from siftune import models
 from siftune.sections import Sft
 from siftune.stage import UserError
+from siftune.training import requirements
 
 C = TypeVar("C", bound=TrainingArguments)
 
@@ -34,7 +35,7 @@ def of_section(
     Raises:
         UserError: `trainer` has an option that TRL does not know, or one that is ours to set.
     """
-    name = type(section).__name__.lower()
+    name, dtype = type(section).__name__.lower(), requirements.dtype_of(section.load)
     ours |= {
         "output_dir": str(folder),
         "seed": section.seed,
@@ -51,7 +52,9 @@ def of_section(
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),  # a log gets plain lines instead of a bar
-        **_precision(),
+        "use_cpu": models.device().type == "cpu",
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,  # with a scale for the loss
     }
     valid = {field.name for field in fields(kind)}
     for key in section.trainer:
@@ -66,12 +69,3 @@ def of_section(
         return kind(**ours, **section.trainer)
     except (TypeError, ValueError) as error:
         raise UserError(f"params.yaml: {name}.trainer: {error}") from None
-
-
-def _precision() -> dict[str, bool]:
-    dtype = models.device_dtype()
-    return {
-        "use_cpu": models.device().type == "cpu",
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
-    }

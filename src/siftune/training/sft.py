@@ -9,7 +9,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    set_seed,
 )
 from trl import SFTConfig, SFTTrainer
 
@@ -18,6 +17,7 @@ from siftune.chat.masking import IGNORED
 from siftune.learning_curve import LearningCurve
 from siftune.resume import agreement
 from siftune.resume.attempt import Attempt
+from siftune.resume.best import Best
 from siftune.resume.trainer import Resumable
 from siftune.sections import Sft
 from siftune.stage import UserError
@@ -34,6 +34,8 @@ class SftTrainer(Resumable, SFTTrainer):
     processes; TRL's is a mean of means over batches, with rows twice where they do not divide.
     """
 
+    first_factors: dict[str, torch.Tensor] = {}  # noqa: RUF012 (of an adapter: `adapters.save`)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As it is, from sums that begin at zero."""
         self._validation = [0.0, 0.0]  # nats, tokens
@@ -43,7 +45,7 @@ class SftTrainer(Resumable, SFTTrainer):
         self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any
     ) -> Any:
         """One batch of the validation split, and what it adds to the sums."""
-        num_own = self._num_own(len(inputs["labels"]))
+        num_own = self._num_own(len(inputs["labels"]), of=len(self.eval_dataset))
         own = {name: value[: max(num_own, 1)] for name, value in inputs.items()}
         found = super().prediction_step(model, own, *args, **kwargs)
         if num_own:
@@ -63,16 +65,16 @@ class SftTrainer(Resumable, SFTTrainer):
         # Here the loss gets its divisor: rows that come twice are neither trained on nor counted.
         if batch_samples:
             labels = batch_samples[-1]["labels"]
-            labels[self._num_own(len(labels)) :] = IGNORED
+            labels[self._num_own(len(labels), of=len(self.train_dataset)) :] = IGNORED
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def _num_own(self, num_rows: int) -> int:
+    def _num_own(self, num_rows: int, *, of: int) -> int:
         """How many rows of a batch are not there only to make the last one even over processes."""
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
+        # Accelerate's own remainder is of another batch size once batches have been skipped.
+        remainder = of % (self.args.per_device_train_batch_size * self.args.world_size)
+        if not self.accelerator.gradient_state.end_of_dataloader or remainder == 0:
             return num_rows
-        before = self.args.process_index * num_rows
-        return min(max(state.remainder - before, 0), num_rows)
+        return min(max(remainder - self.args.process_index * num_rows, 0), num_rows)
 
 
 def config(sft: Sft, *, micro_batch: int, num_accumulated: int, folder: Path) -> SFTConfig:
@@ -106,7 +108,10 @@ def make_trainer(
         folder: TRL wants one; nothing is written there.
     """
     output_head.install_on_cpu()
-    set_seed(sft.seed)  # the adapter's first weights are drawn before the trainer seeds itself
+    if sft.lora:
+        model = adapters.attach(
+            model, sft, num_tokens=len(tokenizer), num_new_tokens=num_new_tokens
+        )
     micro_batch = attempt.micro_batch(sft.micro_batch)
     num_accumulated = batches.accumulation(
         global_batch=sft.global_batch,
@@ -117,15 +122,18 @@ def make_trainer(
     trainer = SftTrainer(
         model,
         attempt=attempt,
+        best=Best(keep=sft.keep == "best", patience=sft.patience),
         args=config(sft, micro_batch=micro_batch, num_accumulated=num_accumulated, folder=folder),
         train_dataset=tokens.read("train", encoded).select_columns(columns),
         eval_dataset=tokens.read("validation", encoded).select_columns(columns),
         processing_class=tokenizer,
-        peft_config=adapters.config(
-            sft.lora, adapters.new_rows(model, len(tokenizer), num_new_tokens)
-        ),
         callbacks=[curve],
     )
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:  # TRL makes bf16 of an adapter on a quantised base, on V100, too
+            weight.data = weight.data.float()
+    if sft.lora:
+        trainer.first_factors = adapters.first_factors(model, sft.lora)
     head = trainer.model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None  # TRL asks for it, and PEFT's wrapper of a head with new rows has none

@@ -1,0 +1,125 @@
+"""What `lora` and `load` of a section need: of each other, and of the machine that trains."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from siftune.sections import Load, Lora, Sft
+from siftune.stage import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+FOUR_BIT = ("nf4", "fp4")
+# FlashAttention-2 has kernels from Ampere on.
+FLASH_FROM = (8, 0)
+
+
+def require_consistent(section: Sft) -> None:
+    """Refuse what cannot go together on any machine; no library of models is imported.
+
+    Raises:
+        UserError: with the key, and what is valid.
+    """
+    name = type(section).__name__.lower()
+    for key, problem in _contradictions(section.lora, section.load):
+        raise UserError(f"params.yaml: {name}.{key}: {problem}")
+
+
+def require_machine(load: Load) -> None:
+    """Refuse what this machine cannot do.
+
+    Raises:
+        UserError: with the key, and what would do here.
+    """
+    import torch
+
+    from siftune import models
+
+    has_gpu = torch.cuda.is_available()
+    if load.dtype == "fp16":
+        _require_gpu(has_gpu, "dtype: fp16", "auto, fp32 or bf16 (on most CPUs slower than fp32)")
+    if load.dtype == "bf16" and models.device_dtype() == torch.float16:
+        raise UserError(
+            "params.yaml: load.dtype: bf16: this GPU has none (it came with Ampere). Write auto "
+            "(which is fp16 here), fp16 or fp32."
+        )
+    if load.engine == "unsloth":
+        _require_gpu(has_gpu, "engine: unsloth", "hf")
+        _require_package("unsloth", "engine: unsloth", "hf")
+    if load.quantise:
+        _require_gpu(has_gpu, f"quantise: {load.quantise}", "null")
+        _require_package("bitsandbytes", f"quantise: {load.quantise}", "null")
+    _require_attention(load, dtype_of(load), has_gpu=has_gpu)
+
+
+def dtype_of(load: Load) -> "torch.dtype":
+    """What is computed in: as params say, or by the device (`models.device_dtype`)."""
+    import torch
+
+    from siftune import models
+
+    if load.dtype == "auto":
+        return models.device_dtype()
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[load.dtype]
+
+
+def _contradictions(lora: Lora | None, load: Load) -> list[tuple[str, str]]:
+    found = []
+    if load.double_quantise and load.quantise not in FOUR_BIT:
+        found.append(("load.double_quantise", "needs load.quantise: nf4 or fp4; else write false."))
+    if lora is None:
+        if load.quantise:
+            found.append(
+                ("load.quantise", "quantised weights cannot be trained themselves. Set a lora.")
+            )
+        if load.engine == "unsloth":
+            found.append(("load.engine", "unsloth is for lora here; without one, write hf."))
+        return found
+    moves = lora.init.startswith("pissa") or lora.init in ("olora", "loftq")
+    if lora.dora and moves:
+        found.append(
+            ("lora.dora", f"has no exact adapter on the base with init {lora.init}: use default.")
+        )
+    if lora.init == "loftq" and load.quantise not in FOUR_BIT:
+        found.append(
+            ("lora.init", "loftq makes up for what 4 bits lose: it needs load.quantise nf4 or fp4.")
+        )
+    if lora.init.startswith("pissa") and load.quantise:
+        found.append(
+            ("lora.init", "pissa splits weights that are not quantised: use loftq or default.")
+        )
+    if load.engine == "unsloth" and (lora.dora or lora.init != "default"):
+        found.append(("load.engine", "unsloth takes no dora and only init default here: write hf."))
+    return found
+
+
+def _require_gpu(has_gpu: bool, what: str, instead: str) -> None:
+    if not has_gpu:
+        raise UserError(
+            f"params.yaml: load.{what} needs an NVIDIA GPU, and there is none here. Train on a "
+            f"machine with one, or write {instead}."
+        )
+
+
+def _require_package(package: str, what: str, instead: str) -> None:
+    if find_spec(package) is None:
+        raise UserError(
+            f"params.yaml: load.{what} needs the package {package}, which is not installed here. "
+            f"Use the image that has it (docs/images.md), install it, or write {instead}."
+        )
+
+
+def _require_attention(load: Load, dtype: "torch.dtype", *, has_gpu: bool) -> None:
+    import torch
+
+    key = f"attention: {load.attention}"
+    if load.attention == "flex_attention":
+        _require_gpu(has_gpu, key, "auto")
+    if load.attention == "flash_attention_2":
+        _require_gpu(has_gpu, key, "auto")
+        _require_package("flash_attn", key, "auto")
+        if dtype == torch.float32 or torch.cuda.get_device_capability() < FLASH_FROM:
+            raise UserError(
+                f"params.yaml: load.{key} needs bf16 or fp16, and a GPU from Ampere (A100) on. "
+                "Write auto."
+            )
