@@ -17,6 +17,7 @@ def main() -> None:
     def ask(folder: Path, tokenizer_folder: Path) -> generation.Answers:
         tokenizer = models.load_tokenizer(tokenizer_folder)
         model = models.load_model(folder, num_tokens=len(tokenizer))
+        models.stop_as_encoded(model, tokenizer, tokenizer_folder)
         return generation.by_each_decoding(
             model, tokenizer, records, params.samples, system=params.encode.system
         )

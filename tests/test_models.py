@@ -81,6 +81,37 @@ def test_a_model_stops_where_its_tokenizer_or_its_settings_say(base, tokenizer):
     assert models.stop_token_ids(base, tokenizer) == {tokenizer.eos_token_id, 0, 7}
 
 
+def name_stops(base: Path, *names: str) -> None:
+    manifest = fetch(base)
+    files.write_json(models.MANIFEST, {**manifest, "stop_tokens": list(names)})
+
+
+def test_an_answer_ends_at_the_named_tokens_too_in_base_and_tuned_model(base, tokenizer, tmp_path):
+    name_stops(base, "<|endoftext|>")
+    also = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert also != tokenizer.eos_token_id
+    files.write_json(base / "generation_config.json", {"eos_token_id": 7})
+    stops = models.all_stop_ids(base, tokenizer, tokenizer)
+    assert stops == {tokenizer.eos_token_id, 7, also}
+    tokenizer.save_pretrained(models.TOKENIZER)
+    models.write_stops(stops, tokenizer, models.TOKENIZER)
+    model = models.load_model(base)
+    models.stop_as_encoded(model, tokenizer, models.TOKENIZER)
+    # The first is the one that the answers were trained with.
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, also, 7]
+    model.save_pretrained(tmp_path / "merged")
+    assert models.stop_token_ids(tmp_path / "merged", tokenizer) == stops
+
+
+@pytest.mark.parametrize("name", ["<|eot_id|>", "the end", "<|im_end|>\n", ""])
+def test_a_stop_token_that_is_no_token_is_named_with_the_special_ones(name, base, tokenizer):
+    name_stops(base, "<|im_end|>", name)
+    with pytest.raises(UserError) as refused:
+        models.all_stop_ids(base, tokenizer, tokenizer)
+    assert str(refused.value).startswith(f"params.yaml: model.stop_tokens: {name!r} is no token of")
+    assert "<|im_end|>" in str(refused.value).partition("special tokens are")[2]
+
+
 def test_models_are_loaded_for_evaluation_in_the_devices_dtype(base):
     model = models.load_model(base)
     assert not model.training

@@ -93,7 +93,7 @@ def test_new_tokens_are_trained_and_merged(
     rows = [tokens.read("train", encoded)[0]["input_ids"]]
     reference = merging.logits(merging.load_trained(base, adapter, **size), rows)
     merged = merging.merge(base, adapter, **size)
-    merging.stop_at(merged, chat_tokenizer.eos_token_id)
+    models.stop_as_encoded(merged, chat_tokenizer, base)
     merged.save_pretrained(tmp_path / "merged")
     measured = merging.distance(
         reference, merging.logits(models.load_model(tmp_path / "merged"), rows)

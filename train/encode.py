@@ -20,10 +20,12 @@ def main() -> None:
         base = models.base_folder()
         own = models.read_tokenizer(base)
         tokenizer = templates.choose(own, params.encode.template)
-        warning = templates.settle_stop_token(tokenizer, models.stop_token_ids(base, own))
+        stops = models.all_stop_ids(base, own, tokenizer)
+        warning = templates.settle_stop_token(tokenizer, stops)
         how = encoding.how(tokenizer, params.encode, params.data.reasoning_tags)
         with files.published_folder(models.TOKENIZER) as folder:
             tokenizer.save_pretrained(folder)
+            models.write_stops(stops, tokenizer, folder)
         with files.published_folder(tokens.FOLDER) as folder:
             prepared = {split: PREPARED / f"{split}.jsonl" for split in tokens.SPLITS}
             facts = encoding.encode_splits(prepared, how, folder)

@@ -92,7 +92,7 @@ class ChatModel(HFLM):
     ) -> None:
         tokenizer = models.load_tokenizer(tokenizer_folder)
         model = models.load_model(folder, num_tokens=len(tokenizer))
-        model.generation_config.eos_token_id = generation.stop_token_ids(model, tokenizer)
+        models.stop_as_encoded(model, tokenizer, tokenizer_folder)
         with _quiet("lm_eval.models.huggingface"):
             super().__init__(
                 pretrained=model,

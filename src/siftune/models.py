@@ -150,7 +150,7 @@ def all_stop_ids(
     stops = stop_token_ids(base, own)
     for name in files.read_json(MANIFEST)["stop_tokens"]:
         found = chosen(name, add_special_tokens=False)["input_ids"]
-        if found != [chosen.convert_tokens_to_ids(name)] or found == [chosen.unk_token_id]:
+        if chosen.convert_ids_to_tokens(found) != [name]:
             raise UserError(
                 f"params.yaml: model.stop_tokens: {name!r} is no token of this tokenizer, which "
                 f"reads {chosen.convert_ids_to_tokens(found)}. Its special tokens are "
