@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from siftune.throughput import attention, layout, loss, planner
+from siftune.throughput import attention, layout, lora, loss, planner
 
 VOCABULARY = 97
 WINDOW = 9  # tokens; the rows here are up to three times as long
@@ -37,8 +37,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def model(shape: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A random model of two layers with LoRA on all linear layers, its matrices B not at zero."""
+def model(shape: str, dtype: torch.dtype = torch.float32, *, own_lora: bool = False) -> Any:
+    """A random model of two layers with LoRA on all linear layers, its matrices B not at zero.
+
+    The same weights each time; computed by PEFT, or by `throughput.lora`.
+    """
     kind, special = SHAPES[shape]
     common = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
@@ -52,6 +55,8 @@ def model(shape: str, dtype: torch.dtype = torch.float32) -> Any:
         AutoConfig.for_model(kind, **(common | special)), attn_implementation="eager"
     )
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    if own_lora:
+        lora.use_in(config)
     return get_peft_model(base, config).to(dtype)
 
 

@@ -1,13 +1,16 @@
 """Packs with shared prefixes train exactly what their rows train alone, and bugs would show."""
 
+from dataclasses import replace
+
 import numpy as np
 import packs
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from siftune.stage import UserError
-from siftune.throughput import attention, layout, limits, loss, planner
+from siftune.throughput import attention, flex, layout, limits, loss, planner
 
 TOLERANCE = 1e-5  # relative, in fp32
 
@@ -17,11 +20,12 @@ def _share_all(monkeypatch):
     monkeypatch.setattr(planner, "MIN_SAVED", 1)
 
 
+@pytest.mark.parametrize("own_lora", [True, False])
 @pytest.mark.parametrize("shape", packs.SHAPES)
-def test_loss_and_gradients_are_those_of_the_rows_alone(shape):
-    model, rows = packs.model(shape), packs.rows()
+def test_loss_and_gradients_are_those_of_the_rows_alone(shape, own_lora):
+    model, rows = packs.model(shape, own_lora=own_lora), packs.rows()
     limits.check(model, max(map(len, rows[0])))
-    alone = packs.alone(model, rows)
+    alone = packs.alone(packs.model(shape), rows)
     assert packs.difference(packs.packed(model, rows), alone) < TOLERANCE
     assert packs.difference(packs.packed(model, rows, budget=30), alone) < TOLERANCE
     assert packs.difference(packs.packed(model, rows, share=False), alone) < TOLERANCE
@@ -30,7 +34,7 @@ def test_loss_and_gradients_are_those_of_the_rows_alone(shape):
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("shape", ["llama", "gemma2", "qwen2-sliding"])
 def test_gradient_checkpointing_changes_nothing(shape, reentrant):
-    model, rows = packs.model(shape), packs.rows()
+    model, rows = packs.model(shape, own_lora=True), packs.rows()
     alone = packs.alone(model, rows)
     model.train()
     model.enable_input_require_grads()
@@ -45,10 +49,12 @@ def test_in_fp64_they_are_the_same_number(monkeypatch):
         return self.weight * states * torch.rsqrt(variance + self.variance_epsilon)
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", exact)
-    model, rows = packs.model("llama", torch.float64), packs.rows()
-    alone = packs.alone(model, rows, implementation="sdpa")
-    assert packs.difference(packs.packed(model, rows), alone) < 1e-10
-    assert packs.difference(packs.packed(model, rows, budget=30), alone) < 1e-10
+    rows = packs.rows()
+    alone = packs.alone(packs.model("llama", torch.float64), rows, implementation="sdpa")
+    for own_lora in (True, False):
+        model = packs.model("llama", torch.float64, own_lora=own_lora)
+        assert packs.difference(packs.packed(model, rows), alone) < 1e-10
+        assert packs.difference(packs.packed(model, rows, budget=30), alone) < 1e-10
 
 
 def test_log_probs_are_named_by_row():
@@ -118,15 +124,14 @@ def wrong_positions(monkeypatch) -> None:
 
 def counted_once(monkeypatch) -> None:
     """A trained token that rows share counts as one."""
-    original = loss.token_log_probs
+    original = layout.lay_out
 
-    def once(logits, made):
-        pairs = torch.stack([made.source_of, made.targets])
-        _, which = torch.unique(pairs, dim=1, return_inverse=True)
-        first = [which.tolist().index(i) for i in range(int(which.max()) + 1)]
-        return original(logits, made)[first]
+    def once(*given):
+        made = original(*given)
+        pairs = torch.unique(torch.stack([made.source_of, made.targets]), dim=1)
+        return replace(made, source_of=pairs[0].contiguous(), targets=pairs[1])
 
-    monkeypatch.setattr(loss, "token_log_probs", once)
+    monkeypatch.setattr(layout, "lay_out", once)
 
 
 def lost_weight(monkeypatch) -> None:
@@ -205,3 +210,21 @@ def test_a_batch_without_a_layout_is_an_error_and_never_an_unmasked_batch():
     model.set_attn_implementation(attention.NAME)
     with pytest.raises(TypeError, match="layout"):
         model(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("window", [None, packs.WINDOW])
+def test_flex_attention_by_its_block_mask_is_the_same_attention(window):
+    """Without a model: FlexAttention has no backward on the CPU, and compiles for minutes."""
+    ids, labels = packs.rows()
+    (pack,) = planner.plan(ids, 1000)
+    made = layout.lay_out(pack, ids, labels)
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, pack.num_tokens, 8, dtype=torch.float64) for heads in (4, 2, 2)
+    )
+    found, _ = attention.shared_prefix_attention(
+        torch.nn.Module(), query, key, value, None, scaling=0.3, layout=made, sliding_window=window
+    )
+    mask = flex.block_mask(made, window)
+    wanted = flex_attention(query, key, value, block_mask=mask, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(found, wanted.transpose(1, 2), rtol=1e-10, atol=1e-12)

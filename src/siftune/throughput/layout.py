@@ -26,7 +26,7 @@ class Layout:
     position_ids: Tensor  # [1, N], those of the tokens in their rows
     subtree_ends: Tensor  # [N]: `Segment.subtree_end` of each token's segment
     sources: Tensor  # [K], places in the pack, ascending
-    source_of: Tensor  # [T], indices of `sources`
+    source_of: Tensor  # [T], indices of `sources`, ascending
     targets: Tensor  # [T], token ids
     row_of: Tensor  # [T], indices in the batch
     masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # made once for all layers
@@ -60,7 +60,9 @@ def lay_out(pack: Pack, rows: Sequence[ArrayLike], labels: Sequence[ArrayLike]) 
         targets.append(predicted[trained])
         row_of.append(np.full(len(trained), row))
     ends = np.concatenate([np.full(s.end - s.start, s.subtree_end) for s in pack.segments])
-    unique, source_of = np.unique(np.concatenate(sources), return_inverse=True)
+    predicting, wanted, rows_of = map(np.concatenate, (sources, targets, row_of))
+    order = np.argsort(predicting, kind="stable")
+    unique, source_of = np.unique(predicting[order], return_inverse=True)
     return Layout(
         segments=pack.segments,
         input_ids=torch.from_numpy(input_ids)[None],
@@ -68,6 +70,6 @@ def lay_out(pack: Pack, rows: Sequence[ArrayLike], labels: Sequence[ArrayLike]) 
         subtree_ends=torch.from_numpy(ends),
         sources=torch.from_numpy(unique),
         source_of=torch.from_numpy(source_of),
-        targets=torch.from_numpy(np.concatenate(targets)),
-        row_of=torch.from_numpy(np.concatenate(row_of)),
+        targets=torch.from_numpy(wanted[order]),
+        row_of=torch.from_numpy(rows_of[order]),
     )

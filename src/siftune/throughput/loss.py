@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from siftune.throughput import head
 from siftune.throughput.layout import Layout
 
 
@@ -38,5 +39,11 @@ def training_loss(model: Any, layout: Layout, num_trained: int | Tensor) -> Tens
     Args:
         num_trained: of the whole global batch.
     """
-    logits = model(**inputs(layout)).logits
-    return -token_log_probs(logits, layout).sum() / num_trained
+    output_head = model.get_output_embeddings()
+    if not head.is_plain(output_head):
+        logits = model(**inputs(layout)).logits
+        return -token_log_probs(logits, layout).sum() / num_trained
+    with head.instead_of_logits(output_head) as seen:
+        model(**inputs(layout))
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    return head.nll(seen[0][0], output_head, layout, softcap) / num_trained
