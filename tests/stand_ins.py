@@ -18,7 +18,11 @@ case $(basename "$0") in
 sbatch) echo "${PARSABLE:-Submitted batch job 12}" ;;
 squeue) printf '%s' "${QUEUE:-}" ;;
 srun) while [[ $1 == -* ]]; do shift; done; exec "$@" ;;
-apptainer) exit "${CODE:-0}" ;;
+scontrol) exit "${REFUSED:-0}" ;;
+apptainer)
+    [ -z "${REQUEUE:-}" ] || touch "$SIFTUNE_JOB/requeue"
+    exit "${CODE:-0}"
+    ;;
 esac
 """
 

@@ -106,6 +106,27 @@ def test_the_last_line_says_what_to_do(code, last, clone):
     assert not (clone.parent / "scratch" / "siftune-12").exists()
 
 
+@pytest.mark.parametrize(
+    ("refused", "last"),
+    [
+        ("0", "siftune: job 12 is queued again, and goes on from there"),
+        ("1", "siftune: this cluster does not queue it again by itself. To go on: sbatch slurm"),
+    ],
+)
+def test_a_job_that_ran_out_of_time_is_queued_again_where_that_is_allowed(refused, last, clone):
+    done = in_job(clone, "train.sh", CODE="75", REQUEUE="1", REFUSED=refused)
+    assert done.returncode == 75
+    assert arguments(clone, "scontrol") == ["requeue", "12"]
+    assert done.stderr.splitlines()[-1].startswith(last)
+
+
+def test_without_an_image_a_job_says_so(clone):
+    (clone / "containers" / "siftune-cpu.sif").unlink()
+    done = in_job(clone, "train.sh")
+    assert done.returncode == 78
+    assert "siftune: there is no image" in done.stderr
+
+
 def test_another_image_is_refused(clone):
     (clone / "containers" / "siftune-cpu.sif").write_bytes(b"imagf")
     done = in_job(clone, "train.sh")

@@ -4,6 +4,7 @@ import calendar
 import fcntl
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,15 @@ class Checkout:
     def sbatch(self, arguments: str, **environment: str) -> int:
         """Submit here; `arguments` is what the user types after `sbatch`."""
         return self.cluster.sbatch(arguments, self.name, **{"SIFTUNE_SITE": "test", **environment})
+
+    def chain(self, *arguments: str) -> list[int]:
+        """Submit training, evaluation and export."""
+        command = shlex.join(["slurm/chain.sh", *arguments])
+        said = self.cluster.ok(f"cd {self.name} && {command}", SIFTUNE_SITE="test")
+        numbers = [int(number) for number in re.findall(r"\d+", said)]
+        for number in numbers:
+            self.cluster.note(number)
+        return numbers
 
     def slow_down(self, seconds: float) -> None:
         """Each micro batch takes so much longer; what is learned is the same."""

@@ -1,5 +1,7 @@
 """What scancel means: it is over, or only saved."""
 
+import re
+
 import promise
 
 
@@ -7,6 +9,8 @@ def test_scancel_is_the_end_and_leaves_nothing_partial(cluster, checkout, golden
     checkout.slow_down(0.5)
     number = checkout.sbatch("slurm/train.sh")
     checkout.trained(7, number)
+    jobs = cluster.ok(f"cd {checkout.name} && slurm/status.sh")
+    assert re.search(rf"^{number} +siftune-train +RUNNING .*\n    step \d+/40 ", jobs, re.M), jobs
     cluster.ok(f"scancel {number}")
     job = cluster.wait(number)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")

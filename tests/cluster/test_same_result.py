@@ -1,5 +1,6 @@
 """In the image, on a node, the same comes out as natively."""
 
+import itertools
 import json
 import math
 import re
@@ -42,6 +43,20 @@ def test_the_whole_pipeline_leaves_the_native_files(cluster, checkout, tiny_mode
         assert promise.describe(checkout.path / name) == promise.describe(native / name)
     image = json.loads((checkout.path / prepared.LOCK).read_text())["cpu"]["sha256"]
     assert image in (checkout.path / "report/card.md").read_text()
+    # In a chain there is nothing left to do, and each waits for the one before all the same.
+    jobs = [cluster.wait(number) for number in checkout.chain()]
+    assert [job["JobState"] for job in jobs] == ["COMPLETED"] * 3
+    for before, after in itertools.pairwise(jobs):
+        assert before["EndTime"] <= after["StartTime"]
+
+
+def test_what_waits_for_a_failed_training_leaves_the_queue(cluster, checkout):
+    train, *others = checkout.chain("-S", "sft.lora.rank=0")
+    assert (cluster.wait(train)["ExitCode"], "sft.lora.rank" in cluster.log(train)) == (
+        "78:0",
+        True,
+    )
+    assert [cluster.wait(number)["JobState"] for number in others] == ["CANCELLED"] * 2
 
 
 def test_two_nodes_train_as_one_process(cluster, checkout):
