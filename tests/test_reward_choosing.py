@@ -1,10 +1,13 @@
 """The rewards of params.yaml: what is refused before anything is loaded, and the user's own."""
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from siftune.data.faults import Fault
 from siftune.resume import fingerprint
@@ -169,6 +172,37 @@ def test_a_change_of_the_file_is_another_training(write):
     assert fingerprint.of_stage("grpo") == before
     path.write_text(OWN.replace("0.0", "0.1"))
     assert fingerprint.of_stage("grpo").digest != before.digest
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text()
+
+
+def test_the_page_names_every_reward_with_its_params():
+    told = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", PAGE, flags=re.M))
+    assert {name: re.findall(r"`(\w+)`", told[name]) for name in choosing.REWARDS} == {
+        name: list(inspect.signature(function).parameters)[3:]
+        for name, function in choosing.REWARDS.items()
+    }
+
+
+def test_the_examples_of_the_page_run(write):
+    write(re.search(r"```python\n(.*?)```", PAGE, flags=re.S)[1])
+    lists = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)]
+    chosen = [choose(*[Reward(**reward) for reward in one["rewards"]]) for one in lists]
+    assert [len(one) for one in chosen] == [3, 5, 1]
+    for one in chosen:
+        choosing.refuse_unfit(one, [RECORD], KEY)
+    form = "<reasoning>\nso\n</reasoning>\n<answer>\n72\n</answer>"
+    assert sum(one.weight * one.score(ASKED, form, RECORD) for one in chosen[1]) == 4.0
+    [own_one] = chosen[2]
+    assert own_one.score(ASKED, "2=2\n3=3\n4=4\n#### 72", RECORD) == 1.0
+    assert own_one.score(ASKED, "2=2\n#### 72", RECORD) == 0.0
+    said_the_same = re.search(r"These say the same: (.*?)\. ", PAGE)[1]
+    numbers = re.findall(r"`([^`]+)`", said_the_same)
+    assert len(numbers) == 6
+    for number in numbers:
+        [chosen_one] = choose(Reward("numeric_answer", 1.0, {"place": "whole"}))
+        assert chosen_one.score(ASKED, number, {**RECORD, "answer": "1234"}) == 1.0
 
 
 def test_rewards_need_no_torch():
