@@ -116,7 +116,7 @@ PLACES = [
     ("boxed", "so \\boxed{1{,}234}.", True),
     ("boxed", "\\boxed{\\frac{2468}{2}}", True),
     ("boxed", "\\boxed{1234", False),
-    ("boxed", "\\boxed{1} \\boxed{1234}", False),
+    ("boxed", "\\boxed{1234} or \\boxed{1}", False),
     ("boxed", "{" * 100_000, False),
     ("tags", "<answer>１２３４</answer>", True),
     ("tags", "<answer>1</answer><answer>1234</answer>", False),
