@@ -86,6 +86,19 @@ def test_a_path_is_bound_whatever_its_name(clone):
     assert f'type=bind,"source={quoted}","destination={quoted}"' in arguments(clone, "apptainer")
 
 
+def test_the_job_has_a_tmp_of_its_own_and_sees_what_site_and_dvc_name(clone):
+    (clone / "slurm/sites/mine.sh").write_text('SIFTUNE_BINDS=(/data "/some where")\n')
+    (clone / ".dvc").mkdir()
+    (clone / ".dvc/config.local").write_text("[cache]\n    dir = /shared/cache\n")
+    (clone.parent / "bin/apptainer").write_text('#!/bin/sh\nstat -c %a "$SIFTUNE_JOB"\necho "$@"\n')
+    done = in_job(clone, "train.sh", SIFTUNE_SITE="mine")
+    mode, passed = done.stdout.splitlines()
+    assert mode == "700"
+    for path in ("/data", "/some where", "/shared/cache"):
+        assert f'type=bind,"source={path}","destination={path}"' in passed
+    assert f'"source={clone.parent}/scratch/siftune-12","destination=/tmp"' in passed
+
+
 @pytest.mark.parametrize(
     ("code", "last"),
     [
