@@ -169,6 +169,19 @@ def test_what_the_site_lacks_is_said_before_submission(script, settings, message
     assert not (clone.parent / "sbatch.arguments").exists()
 
 
+def test_an_image_without_its_lock_is_refused_before_submission(clone):
+    (clone / "containers" / "image.lock").unlink()
+    done = run("slurm/train.sh")
+    assert (done.returncode, "build.py writes it with the image" in done.stderr) == (78, True)
+
+
+def test_what_the_site_adds_to_sbatch_comes_first(clone):
+    (clone / "slurm/sites/mine.sh").write_text("SIFTUNE_SBATCH=(--mail-type=END --qos=long)\n")
+    assert run("slurm/train.sh", "sft", SIFTUNE_SITE="mine").returncode == 0
+    passed = ["--mail-type=END", "--qos=long", "slurm/train.sh", "sft"]
+    assert arguments(clone, "sbatch") == passed
+
+
 def test_an_image_for_gpus_needs_one(clone):
     (clone / "containers" / "siftune-cuda.sif").write_bytes(b"image")
     lock = (clone / "containers" / "image.lock").read_text()
