@@ -1,5 +1,6 @@
 """Stopped or killed anywhere, a training ends with the same bits as one that was not."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -7,23 +8,28 @@ import os
 import shutil
 import socket
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small
 import torch
 from accelerate.state import AcceleratorState
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from siftune import tokens
 from siftune.learning_curve import LearningCurve
-from siftune.resume import attempt, checkpoints, trainer
+from siftune.resume import attempt, best, checkpoints, trainer
 from siftune.sections import Sft
 from siftune.stage import RunAgain, StartAgain, UserError
 from siftune.training import sft as training
 
+ADAPTER = "adapter_model.safetensors"
 NUM_ROWS, NUM_STEPS = 19, 10  # two epochs of five steps; the last of an epoch has three rows
-STATE = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", trainer.STATE)
+STATE = ("optimizer.pt", "scheduler.pt", trainer.STATE)
+WEIGHTS = {ADAPTER, "model.safetensors", best.STATE, best.WEIGHTS}
 
 
 class Sink:
@@ -132,7 +138,8 @@ def put(checkpoint: Path, start) -> None:
 def state(folder: Path) -> dict[str, str]:
     """What the training goes on from, as sha256."""
     files = checkpoints.verify(folder).manifest["files"]
-    return {name: files[name]["sha256"] for name in STATE}
+    names = [*STATE, *sorted(WEIGHTS & set(files))]
+    return {name: files[name]["sha256"] for name in names}
 
 
 def assert_goes_on_exactly(make, whole, step, **changed):
@@ -157,6 +164,91 @@ def test_killed_after_any_step_it_ends_with_the_same_bits(make, whole, here, ste
 @pytest.mark.parametrize("step", [2, 5, 7])
 def test_with_accumulation_too(make, whole, here, step):
     assert_goes_on_exactly(make, whole, step, micro_batch=1)
+
+
+VARIANTS = {
+    "all weights": {"lora": None},
+    "dora": {"lora": small.lora(rank=2, dora=True)},
+    "pissa": {"lora": small.lora(rank=2, init="pissa")},
+    "the embedding whole": {"lora": small.lora(rank=2, modules_to_save=["embed_tokens"])},
+    "best": {"keep": "best"},
+    "bf16": {"load": replace(small.LOAD, dtype="bf16")},
+    "neftune": {"trainer": {"gradient_checkpointing": False, "neftune_noise_alpha": 5.0}},
+    "gradient checkpointing": {"trainer": {"gradient_checkpointing": True}},
+    "fused": {"trainer": {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}},
+    "adafactor": {"trainer": {"gradient_checkpointing": False, "optim": "adafactor"}},
+    "plateau": {
+        "trainer": {"gradient_checkpointing": False, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    },
+    "restarts": {
+        "trainer": {
+            "gradient_checkpointing": False,
+            "lr_scheduler_type": "cosine_with_restarts",
+            "lr_scheduler_kwargs": {"num_cycles": 2},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_so_it_does_however_weights_are_adapted(variant, make, whole, here):
+    assert_goes_on_exactly(make, whole, 4, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("losses", [[3.0, 1.0, 2.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
+@pytest.mark.parametrize("step", [None, 2, 3, 5, 6, 8])
+def test_the_best_weights_survive_a_kill(losses, step, make, whole, here, monkeypatch):
+    """Evaluations at the steps 3, 6, 9 and 10 find these losses."""
+    _, folders = whole()
+    expected = load_file(folders[[3, 6, 9, 10][losses.index(min(losses))]] / ADAPTER)
+    told = dict(zip([3, 6, 9, 10], losses, strict=True))
+    seen = best.Best.seen
+    monkeypatch.setattr(
+        best.Best, "seen", lambda self, _, at, model: seen(self, told[at], at, model)
+    )
+    made, _, start = make(sft(keep="best"))
+    if step is not None:
+        kill_after(made, start, step)
+        made, _, start = make(sft(keep="best"))
+    made.train_from(start.begin())
+    kept = get_peft_model_state_dict(made.model)
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+
+
+@pytest.mark.parametrize("step", [None, 2, 4, 6, 7, 9])
+def test_patience_ends_at_the_same_step_after_a_kill(step, make, whole, here, monkeypatch):
+    """A loss that never gets better ends it at the second evaluation after the first."""
+    seen = best.Best.seen
+    monkeypatch.setattr(best.Best, "seen", lambda self, _, at, model: seen(self, 1.0, at, model))
+    settings = sft(patience=2, save_every="2 steps")
+    made, _, start = make(settings)
+    if step is not None:
+        kill_after(made, start, step)
+        made, _, start = make(settings)
+    made.train_from(start.begin())
+    assert made.state.global_step == 9
+    assert start.checkpoints.newest().step == 9
+    # Should it die before the adapter is published, it has nothing left to do.
+    again, log, start = make(settings)
+    again.train_from(start.begin())
+    assert log.rows == {}
+
+
+def kill_after(made, start, step: int) -> None:
+    """Train until this step's first micro batch, and die there."""
+
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        if made.state.global_step == step:
+            raise Killed
+
+    start.stop.reason = die
+    with contextlib.suppress(Killed):
+        made.train_from(start.begin())
+    start.ended("stopped")  # or it counts as a crash
 
 
 def test_the_bits_would_show_a_difference(make, whole, here):
@@ -346,9 +438,8 @@ def test_checkpoints_hold_no_pickle_but_tensors(whole):
     """training_args.bin is a pickle of a class; optimizer.pt is tensors and numbers."""
     _, folders = whole()
     names = sorted(path.name for path in folders[NUM_STEPS].iterdir())
-    assert names == sorted(
-        [*STATE, "adapter_config.json", checkpoints.MANIFEST, checkpoints.PUBLISHED]
-    )
+    others = [ADAPTER, "adapter_config.json", checkpoints.MANIFEST, checkpoints.PUBLISHED]
+    assert names == sorted([*STATE, *others])
     torch.load(folders[NUM_STEPS] / "optimizer.pt", weights_only=True)
 
 
