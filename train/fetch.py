@@ -9,9 +9,10 @@ RAW = Path("data/raw")
 
 def main() -> None:
     params = config.load("model", "data")
-    from siftune import models, sources
+    from siftune import architecture, models, sources
 
     with tracking.stage("fetch", "model", "data") as run:
+        architecture.require_fit(params.model)
         base = models.fetch_base(params.model)
         with files.published_folder(RAW) as folder:
             sources.fetch_data(params.data, folder)

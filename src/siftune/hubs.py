@@ -7,7 +7,8 @@ from siftune.stage import UserError
 
 HUB = "https://huggingface.co"
 # Only files that are parsed: a pickle, or Python in a model's folder, would be run.
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+WEIGHTS = "*.safetensors"
+MODEL_FILES = [WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 DATA_FILES = [
     f"*.{kind}{packed}"
     for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "txt", "md")
@@ -17,10 +18,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PATIENCE = 5.0  # seconds
 
 
-def hugging_face(name: str, revision: str | None, *, kind: str, offline: bool = False) -> Path:
-    """The folder of a repository's files; `kind` is `model` or `dataset`.
+def hugging_face(
+    name: str, revision: str | None, *, kind: str, offline: bool = False, weights: bool = True
+) -> Path:
+    """The folder of a repository's files.
 
-    With `offline` only what was fetched before is found.
+    Args:
+        kind: `model` or `dataset`.
+        offline: only what was fetched before is found.
+        weights: of a model; else only the small files beside them.
 
     Raises:
         UserError: it is not pinned, cannot be reached, or is gated.
@@ -38,7 +44,7 @@ def hugging_face(name: str, revision: str | None, *, kind: str, offline: bool = 
                 name,
                 repo_type=kind,
                 revision=revision,
-                allow_patterns=MODEL_FILES if kind == "model" else DATA_FILES,
+                allow_patterns=_patterns(kind, weights=weights),
                 local_files_only=offline or HF_HUB_OFFLINE,
             )
         )
@@ -53,7 +59,9 @@ def hugging_face(name: str, revision: str | None, *, kind: str, offline: bool = 
         raise UserError(_unreachable(name, revision, kind, error)) from None
 
 
-def modelscope(name: str, revision: str | None, *, kind: str, offline: bool = False) -> Path:
+def modelscope(
+    name: str, revision: str | None, *, kind: str, offline: bool = False, weights: bool = True
+) -> Path:
     """As `hugging_face`; what pins a repository there may be a tag."""
     # ModelScope has no such switch of its own.
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -67,7 +75,7 @@ def modelscope(name: str, revision: str | None, *, kind: str, offline: bool = Fa
                 name,
                 revision=revision,
                 repo_type=kind,
-                allow_patterns=MODEL_FILES if kind == "model" else DATA_FILES,
+                allow_patterns=_patterns(kind, weights=weights),
                 local_files_only=offline or HF_HUB_OFFLINE,
             )
         )
@@ -111,6 +119,12 @@ def _todays_commit(name: str, revision: str | None, kind: str) -> str | None:
     except (HTTPError, OSError, ValueError):
         return None
     return found.sha
+
+
+def _patterns(kind: str, *, weights: bool) -> list[str]:
+    if kind == "dataset":
+        return DATA_FILES
+    return [pattern for pattern in MODEL_FILES if weights or pattern != WEIGHTS]
 
 
 def _section(kind: str) -> str:

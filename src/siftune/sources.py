@@ -9,11 +9,14 @@ from siftune.sections import Data, Model, Source
 from siftune.stage import UserError
 
 
-def model_files(source: str, revision: str | None, *, offline: bool = False) -> Path:
+def model_files(
+    source: str, revision: str | None, *, offline: bool = False, weights: bool = True
+) -> Path:
     """The folder in Hugging Face layout, or the GGUF file, that `source` names; fetched if remote.
 
     `source` is a hub id (`org/name`), `modelscope:org/name`, `package:module/file.gguf`, or a path
-    that begins with `.`, `/` or `~`. With `offline` only what was fetched before is found.
+    that begins with `.`, `/` or `~`. With `offline` only what was fetched before is found; without
+    `weights`, of a remote model only the small files are fetched.
 
     Raises:
         UserError: it is not there, cannot be reached, or is not pinned.
@@ -22,13 +25,13 @@ def model_files(source: str, revision: str | None, *, offline: bool = False) -> 
     if scheme == "package":
         return _package_file(rest, revision)
     if scheme == "modelscope":
-        return hubs.modelscope(rest, revision, kind="model", offline=offline)
+        return hubs.modelscope(rest, revision, kind="model", offline=offline, weights=weights)
     if source.startswith((".", "/", "~")):
         path = Path(source).expanduser()
         if not path.exists():
             raise UserError(f"params.yaml: model.source: {source} does not exist.")
         return path
-    return hubs.hugging_face(source, revision, kind="model", offline=offline)
+    return hubs.hugging_face(source, revision, kind="model", offline=offline, weights=weights)
 
 
 def fetch_data(data: Data, folder: Path) -> None:
