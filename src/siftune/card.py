@@ -48,7 +48,7 @@ def metadata(params: dict[str, Any], comparisons: list[results.Comparison]) -> M
         ],
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["siftune", "sft", "lora"],
+        tags=["siftune", "sft", *(["lora"] if params["sft"]["lora"] else [])],
         eval_results=[_eval_result(one) for one in comparisons] or None,
     )
 
