@@ -82,6 +82,31 @@ def test_a_number_is_read_exactly_or_not_at_all(text):
     assert (found and (str(found.value), found.is_percent)) == NUMBERS[text]
 
 
+@pytest.mark.parametrize("text", NUMBERS)
+def test_a_number_alone_has_no_word_beside_it(text):
+    words = {"x-5", "3/4 cup", "\\text{72 apples}", "72 clips.", "一共72個"}
+    expected = None if text in words else quantities.read(text)
+    assert quantities.read(text, alone=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "is_right"),
+    [
+        ("Apollo 11", "apollo 11.", True),
+        ("Apollo 11", "11", False),
+        ("Apollo 11", "Gemini 11", False),
+        ("三心二意", "3", False),
+        ("一帆風順", "一帆风顺", True),
+        ("一帆風順", "一", False),
+        ("三十六", "36", True),
+        ("36", "三十六個", True),
+    ],
+)
+def test_a_text_with_a_number_in_it_is_a_text(answer, given, is_right):
+    completion = f"<answer>{given}</answer>"
+    assert answers.correct_answer(ASKED, completion, truth(answer)) == is_right
+
+
 @pytest.mark.parametrize(
     ("answer", "given", "tolerance", "is_right"),
     [
@@ -171,6 +196,7 @@ S1 = {
     FORM.format("r", "-3"): (0, 1, 1, 1, 1),
     FORM.format("r", "10 apples"): (1, 0, 1, 1, 1),
     FORM.format("r", "10.0"): (1, 1, 1, 1, 1),
+    FORM.format("r", "一十"): (1, 1, 1, 1, 1),
     FORM.format("r", "10.5"): (0, 0, 1, 1, 1),
     FORM.format("r", "²"): (0, 1, 1, 1, 1),
     GOOD + " and more": (1, 1, 0, 0, 1 - 0.002 * 8),

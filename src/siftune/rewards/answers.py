@@ -32,7 +32,7 @@ def correct_answer(
 ) -> float:
     """1 where the tag holds the true answer: the same number, else the same text."""
     found, truth = _inside(completion, tag), true_answer(record)
-    number = quantities.read(truth)
+    number = quantities.read(truth, alone=True)
     if number is None:
         return float(_plain(found) == _plain(truth))
     given = quantities.read(found)
@@ -43,8 +43,7 @@ def integer_answer(
     prompt: list[Message], completion: str, record: Record, *, tag: tags.Tag = TAG
 ) -> float:
     """1 where the tag holds a whole number without a unit, be it right or wrong."""
-    found = _inside(completion, tag)
-    number = None if any(map(str.isalpha, found)) else quantities.read(found)
+    number = quantities.read(_inside(completion, tag), alone=True)
     return float(number is not None and not number.is_percent and number.value.denominator == 1)
 
 

@@ -54,12 +54,15 @@ _LATEX = (
 )
 
 
-def read(text: str) -> Quantity | None:
+def read(text: str, *, alone: bool = False) -> Quantity | None:
     """The number in a short text, around which units may stand; None: none, or several.
 
     Full-width digits, thousands separators, fractions (3/4, \\frac{3}{4}), a minus, percent signs,
     and Chinese numerals (三萬五千, 壹佰, 四分之三, 百分之五) are read. Where there are digits,
     Chinese numerals are words: 一共72個 says 72.
+
+    Args:
+        alone: no unit or other word may stand beside it. 三心二意 and Apollo 11 are no numbers.
     """
     if len(text) > LONGEST:
         return None
@@ -67,11 +70,13 @@ def read(text: str) -> Quantity | None:
     text = unicodedata.normalize("NFKC", _HALVES.sub(" ", text)).translate(_SAME)
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
+    pattern, value_of = _CHINESE, _chinese
     if any(character.isdigit() for character in text):
-        found = list(_ARABIC.finditer(text))
-        return _arabic(found[0]) if len(found) == 1 else None
-    found = list(_CHINESE.finditer(text))
-    return _chinese(found[0]) if len(found) == 1 else None
+        pattern, value_of = _ARABIC, _arabic
+    found = list(pattern.finditer(text))
+    if len(found) != 1 or (alone and any(map(str.isalnum, pattern.sub("", text)))):
+        return None
+    return value_of(found[0])
 
 
 def _arabic(found: re.Match[str]) -> Quantity | None:
