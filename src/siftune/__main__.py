@@ -3,8 +3,18 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from siftune import stage
+
+DECODING_FLAGS = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "repetition_penalty": float,
+    "no_repeat_ngram": int,
+    "num_beams": int,
+}
 
 
 def main() -> None:
@@ -52,9 +62,73 @@ def main() -> None:
     )
     bundle.add_argument("--wheels", type=Path, metavar="FOLDER", help="packages to take along")
     bundle.set_defaults(run=_bundle)
+    _add_samples(commands)
+    _add_chat(commands)
     arguments = parser.parse_args()
     run: Callable[[argparse.Namespace], None] = arguments.run
     stage.run(lambda: run(arguments), ends_with_dvc=False)
+
+
+def _add_samples(commands: Any) -> None:
+    samples = commands.add_parser("samples", help="checkpoints, and what one of them answers")
+    samples.add_argument(
+        "--checkpoint", metavar="WHICH", help="a name that `siftune samples` lists, or newest"
+    )
+    samples.add_argument(
+        "--num", type=_positive, metavar="N", help="so many prompts of the test split"
+    )
+    samples.add_argument("--output", type=Path, metavar="FILE", help="also as JSON lines")
+    samples.set_defaults(run=_samples)
+
+
+def _add_chat(commands: Any) -> None:
+    chat = commands.add_parser("chat", help="talk to what was trained, or to the base")
+    chat.add_argument(
+        "model", nargs="?", metavar="MODEL",
+        help="merged, adapter, base, a GGUF type, or a checkpoint that `siftune samples` lists",
+    )  # fmt: skip
+    chat.add_argument("--decoding", metavar="NAME", help="one of samples.decodings")
+    for name, of_type in DECODING_FLAGS.items():
+        chat.add_argument(f"--{name.replace('_', '-')}", type=of_type)
+    chat.add_argument("--max-new-tokens", type=_positive, metavar="N", help="the longest answer")
+    chat.add_argument("--seed", type=_seed, metavar="N", help="of what is drawn")
+    chat.add_argument("--system", metavar="TEXT", help="instead of encode.system")
+    chat.set_defaults(run=_chat)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is a whole number from 1 on, not {text}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"it is a whole number from 0 on, not {text}")
+    return int(text)
+
+
+def _samples(arguments: argparse.Namespace) -> None:
+    from siftune.talk import samples
+
+    if arguments.checkpoint is None:
+        samples.show()
+    else:
+        samples.ask(arguments.checkpoint, num_prompts=arguments.num, output=arguments.output)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from siftune.talk import chat
+
+    given = vars(arguments)
+    wishes = chat.Wishes(
+        decoding=arguments.decoding,
+        settings={name: given[name] for name in DECODING_FLAGS if given[name] is not None},
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+        system=arguments.system,
+    )
+    chat.main(arguments.model, wishes)
 
 
 def _repro(arguments: argparse.Namespace) -> None:

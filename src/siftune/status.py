@@ -14,6 +14,7 @@ import yaml
 
 from siftune import files, history, lock, mirror, wording
 from siftune.config import PARAMS_FILE
+from siftune.resume import checkpoints
 from siftune.stage import UserError
 
 PIPELINE, PIPELINE_LOCK = Path("dvc.yaml"), Path("dvc.lock")
@@ -136,8 +137,7 @@ def _is_mirrored(folder: Path) -> bool:
 
 def _trainings(*, is_running: bool) -> Iterator[str]:
     """What can be gone on with, the newest first."""
-    found = [path for path in WORK.glob(FINGERPRINT) if path.is_dir()]
-    found.sort(key=_last_change, reverse=True)
+    found = trainings()
     for folder in found[:MAX_TRAININGS]:
         yield ""
         yield f"training {folder}"
@@ -150,6 +150,12 @@ def _trainings(*, is_running: bool) -> Iterator[str]:
         yield f"\n{len(found) - MAX_TRAININGS} older trainings are in {WORK}."
 
 
+def trainings() -> list[Path]:
+    """The folders of what was trained here, the one that changed last first."""
+    found = [path for path in WORK.glob(FINGERPRINT) if path.is_dir()]
+    return sorted(found, key=_last_change, reverse=True)
+
+
 def _training(folder: Path, *, is_running: bool) -> Iterator[tuple[str, str]]:
     starts = [
         row
@@ -157,12 +163,12 @@ def _training(folder: Path, *, is_running: bool) -> Iterator[tuple[str, str]]:
         if isinstance(row, dict) and ("started" in row or "ended" in row)
     ]
     ends = [row for row in starts if "ended" in row]
-    manifest = _newest_checkpoint(folder / "checkpoints")
+    manifest = next((found for _, found in checkpoints.published(folder / "checkpoints")), {})
     step = manifest.get("step", 0)
     if ends and ends[-1]["ended"] == "finished":
         yield "finished", f"at step {ends[-1].get('step')}"
     elif manifest:
-        saved = _age(str(manifest.get("saved")))
+        saved = age(str(manifest.get("saved")))
         yield "checkpoint", f"step {step} of {manifest.get('max_steps', '?')}, saved {saved}"
         yield "resumable", f"from step {step}"
     else:
@@ -187,19 +193,6 @@ def _died(starts: list[dict[str, Any]], step: int, *, is_running: bool) -> list[
     if is_running and starts and "started" in starts[-1]:
         died.pop()
     return [error for begun, error in died if begun == step]
-
-
-def _newest_checkpoint(folder: Path) -> dict[str, Any]:
-    """The manifest of the newest one that was published; its files are not verified here."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            published = (path / "published").read_text().strip()
-            is_whole = published == files.sha256(path / "manifest.json")
-        except (OSError, ValueError):
-            continue
-        if is_whole:
-            return _read(path / "manifest.json")
-    return {}
 
 
 def _last_change(folder: Path) -> float:
@@ -234,7 +227,8 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _age(when: str) -> str:
+def age(when: str) -> str:
+    """A time, as files have it, and how long ago that is."""
     try:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(when)).total_seconds()
     except (TypeError, ValueError):  # no time, or one without its zone

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,6 +148,21 @@ class Store:
         """Remove what a writer that died had not published."""
         for left in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def published(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The checkpoints in a folder with their manifests, the newest first; nothing is changed.
+
+    The manifests are what was published; the other files are not looked at.
+    """
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            is_published = (path / PUBLISHED).read_text().strip() == files.sha256(path / MANIFEST)
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # half gone: a training drops it just now
+            continue
+        if is_published and isinstance(manifest, dict):
+            yield path, manifest
 
 
 def verify(folder: Path) -> Checkpoint:
