@@ -337,3 +337,62 @@ def test_no_row_at_all_and_too_few_rows_are_clear_errors():
 def test_rows_of_unknown_meaning_say_which_key_tells():
     with pytest.raises(UserError, match=r"rows\.jsonl:1: .*columns a, b.*data\.sources\.format"):
         prepare([{"a": 1, "b": 2}])
+
+
+# Rows for DPO, KTO and GRPO: the row, the columns, and what its record holds beside the question.
+TO_PREFER = {
+    "pairs": (
+        lambda n: {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": f"Not {n}!"},
+        {}, lambda n: {"chosen": f"It is {n}.", "rejected": f"Not {n}!"},
+    ),
+    "UltraFeedback": (
+        lambda n: {
+            "prompt": f"What is {n}?", "score_chosen": 8.0, "score_rejected": 3.0,
+            **{
+                name: [
+                    {"role": "user", "content": f"What is {n}?"},
+                    {"role": "assistant", "content": said},
+                ]
+                for name, said in (
+                    ("messages", f"It is {n}."), ("chosen", f"It is {n}."),
+                    ("rejected", f"Not {n}!"),
+                )
+            },
+        },
+        {}, lambda n: {"chosen": f"It is {n}.", "rejected": f"Not {n}!"},
+    ),
+    "labels": (
+        lambda n: {"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": n % 2 == 0},
+        {}, lambda n: {"completion": f"It is {n}.", "label": n % 2 == 0},
+    ),
+    "GSM8K for rewards": (
+        lambda n: {"question": f"What is {n}?", "answer": f"{n} = {n}\n#### {n}", "level": n},
+        {"answer": "answer"},
+        lambda n: {"answer": f"{n} = {n}\n#### {n}", "fields": {"level": n}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TO_PREFER)
+def test_rows_to_be_preferred_labelled_or_rewarded(kind):
+    row, columns, expected = TO_PREFER[kind]
+    data = replace(DATA, sources=[Source(source="local", columns=columns)])
+    results = prepare([row(n) for n in range(60)] + [row(7)], data=data, near_duplicates=0.9)
+    assert results["rejected"] == {"repeats another row": 1}
+    records = {row["group"]: row for split in rows.SPLITS for row in read(split)}
+    assert len(records) == 60
+    for number in range(60):
+        record = records[f"What is {number}?"]
+        messages = [{"role": "user", "content": f"What is {number}?"}]
+        rest = {key: value for key, value in record.items() if key not in ("id", "group")}
+        assert rest == {"messages": messages, **expected(number)}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_what_is_wrong_with_either_answer_is_seen(kind):
+    row, _, _ = TO_PREFER[kind]
+    last = [*row(60)][1 if kind == "labels" else 2]  # completion, or rejected
+    values = [*(row(n) for n in range(60)), {**row(60), last: "<think>never closed"}]
+    assert prepare(values, max_faulty=0.5)["rejected"] == {"unclosed reasoning tag": 1}
+    values[-1] = {**row(60), last: "夫子何爲者"}
+    assert prepare(values, variants="taiwan")["warnings"] == {"variant characters, normalised": 1}
