@@ -212,6 +212,7 @@ def test_a_batch_without_a_layout_is_an_error_and_never_an_unmasked_batch():
         model(input_ids=torch.tensor([[1, 2, 3]]))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, packs.WINDOW])
 def test_flex_attention_by_its_block_mask_is_the_same_attention(window):
     """Without a model: FlexAttention has no backward on the CPU, and compiles for minutes."""
