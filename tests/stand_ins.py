@@ -15,7 +15,11 @@ FAKE = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >"$RECORD/$(basename "$0").arguments"
 env -0 >"$RECORD/$(basename "$0").environment"
 case $(basename "$0") in
-sbatch) echo "${PARSABLE:-Submitted batch job 12}" ;;
+sbatch)
+    printf '%s\n' "$*" >>"$RECORD/submitted"
+    number=$((11 + $(wc -l <"$RECORD/submitted")))
+    case $* in *--parsable*) echo "$number;cluster" ;; *) echo "Submitted batch job $number" ;; esac
+    ;;
 squeue) printf '%s' "${QUEUE:-}" ;;
 srun) while [[ $1 == -* ]]; do shift; done; exec "$@" ;;
 scontrol) exit "${REFUSED:-0}" ;;

@@ -170,9 +170,14 @@ def test_what_the_site_lacks_is_said_before_submission(script, settings, message
 
 
 def test_an_image_without_its_lock_is_refused_before_submission(clone):
-    (clone / "containers" / "image.lock").unlink()
+    lock = clone / "containers" / "image.lock"
+    lock.write_text(lock.read_text().replace('"cpu"', '"volta"'))
+    done = run("slurm/train.sh")
+    assert (done.returncode, "has no image of the variant cpu" in done.stderr) == (78, True)
+    lock.unlink()
     done = run("slurm/train.sh")
     assert (done.returncode, "build.py writes it with the image" in done.stderr) == (78, True)
+    assert not (clone.parent / "submitted").exists()
 
 
 def test_what_the_site_adds_to_sbatch_comes_first(clone):
@@ -205,14 +210,27 @@ def test_submitted_elsewhere_is_refused(clone, tmp_path):
 
 
 def test_a_chain_waits_for_the_one_before(clone):
-    done = run("slurm/chain.sh", "-S", "model=mine", PARSABLE="12;cluster")
-    assert done.stdout == "siftune: job 12 trains, then 12 evaluates, then 12 exports\n", (
+    done = run("slurm/chain.sh", "-S", "model=mine")
+    assert done.stdout == "siftune: job 12 trains, then 13 evaluates, then 14 exports\n", (
         done.stderr
     )
-    expected = [
-        "--parsable",
-        "--dependency=afterok:12",
-        "--kill-on-invalid-dep=yes",
-        "slurm/export.sh",
+    after = "--parsable --dependency=afterok:{} --kill-on-invalid-dep=yes slurm/{}.sh"
+    assert (clone.parent / "submitted").read_text().splitlines() == [
+        "--parsable slurm/train.sh sft -S model=mine",
+        after.format(12, "evaluate"),
+        after.format(13, "export"),
     ]
-    assert arguments(clone, "sbatch") == expected
+
+
+def test_without_slurm_the_command_for_this_machine_is_said(clone):
+    (clone.parent / "bin/sbatch").unlink()
+    done = run("slurm/train.sh")
+    assert (done.returncode, "Without Slurm: siftune repro" in done.stderr) == (78, True)
+
+
+def test_the_sites_modules_are_loaded_on_the_node(clone):
+    (clone / "slurm/sites/mine.sh").write_text(
+        'SIFTUNE_MODULES="apptainer cuda"\nmodule() { echo "$@" >"$RECORD/module"; }\n'
+    )
+    assert in_job(clone, "train.sh", SIFTUNE_SITE="mine").returncode == 0
+    assert (clone.parent / "module").read_text() == "load apptainer cuda\n"

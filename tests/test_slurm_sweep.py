@@ -21,12 +21,14 @@ def clone(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def checkout(clone) -> Path:
     """The clone as a repository, with what a sweep copies and commits."""
-    for name in ("conf", "src", "train", "eval", "export", ".dvc"):
-        (clone / name).mkdir()
+    for name in ("conf", "src", "train", "eval", "export", ".dvc", "containers"):
+        (clone / name).mkdir(exist_ok=True)
         (clone / name / "file").touch()
     (clone / "params.yaml").write_text("a: 1\n")
     (clone / "dvc.yaml").write_text("stages: {}\n")
-    (clone / ".gitignore").write_text("work/\nslurm/sites/mine.sh\n.dvc/cache\n.dvc/config.local\n")
+    (clone / ".gitignore").write_text(
+        "work/\nslurm/sites/mine.sh\n.dvc/cache\n.dvc/config.local\n*.sif\nimage.lock\n"
+    )
     git(clone, "init", "-q")
     git(clone, "add", "-A")
     git(clone, "commit", "-qm", "start")
@@ -49,13 +51,13 @@ def task(checkout: Path, number: int, *arguments: str) -> subprocess.CompletedPr
 
 
 def test_each_line_gets_a_clone_that_shares_the_cache(checkout):
-    done = run("slurm/sweep.sh", "../rates.txt", "sft", PARSABLE="12;cluster")
+    done = run("slurm/sweep.sh", "../rates.txt", "sft")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("siftune: job 12 has 2 tasks; job 12 then brings"), done.stdout
-    # The last submission; the first was the array.
-    assert arguments(checkout, "sbatch") == [
-        "--parsable", "--dependency=afterany:12", "slurm/collect.sh", "rates",
-    ]  # fmt: skip
+    assert done.stdout.startswith("siftune: job 12 has 2 tasks; job 13 then brings"), done.stdout
+    assert (checkout.parent / "submitted").read_text().splitlines() == [
+        "--parsable --array=1-2 slurm/sweep.sh work/sweeps/rates sft",
+        "--parsable --dependency=afterany:12 slurm/collect.sh rates",
+    ]
     clones = [checkout / f"work/sweeps/rates/{number}" for number in (1, 2)]
     for one in clones:
         assert git(one, "rev-parse", "HEAD") == git(checkout, "rev-parse", "HEAD")
@@ -66,6 +68,13 @@ def test_each_line_gets_a_clone_that_shares_the_cache(checkout):
     (clones[0] / "mine").touch()
     assert run("slurm/sweep.sh", "../rates.txt", "sft").returncode == 0
     assert (clones[0] / "mine").exists()
+
+
+def test_a_cache_elsewhere_is_used_by_the_clones_too(checkout):
+    (checkout / ".dvc/config.local").write_text("[cache]\n    dir = /shared\n")
+    assert run("slurm/sweep.sh", "../rates.txt").returncode == 0
+    config = (checkout / "work/sweeps/rates/2/.dvc/config.local").read_text()
+    assert config == "[cache]\n    dir = /shared\n"
 
 
 def test_a_task_sets_its_own_line_and_evaluates_nothing(checkout):
@@ -139,7 +148,7 @@ def test_a_file_whose_name_is_no_name_is_refused(checkout):
 
 def test_the_list_shows_why_a_job_waits_how_far_it_is_and_its_gpus(clone):
     (clone / "slurm/logs/siftune-train-7.log").write_text(
-        "step 1/9  train_loss 4\nother\nstep 2/9  train_loss 3  left 5 s\nothers\n"
+        "step 1/9  train_loss 4\nother\nstep 2/9  train_loss 3  left 5 s\na step back\n"
     )
     nvidia = clone.parent / "bin/nvidia-smi"
     nvidia.write_text("#!/bin/sh\necho H100, 97 %, 70000 MiB, 81559 MiB\n")
