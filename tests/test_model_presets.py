@@ -181,3 +181,21 @@ def test_a_step_is_trained_with_an_adapter_and_with_all_weights(
             if name in before and not torch.equal(weight, before[name])
         ]
         assert len(changed) >= len(layers)
+
+
+@pytest.mark.parametrize("page", ["docs/models.md", "docs/zh-TW/models.md"])
+def test_the_table_of_models_is_that_of_the_presets(page: str):
+    told = {}
+    for line in (ROOT / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").replace("\\|", "\0").split("|")]
+        if len(cells) == 7 and cells[0].startswith("`"):
+            told[cells[0].strip("`")] = [cell.replace("\0", "|") for cell in cells[1:]]
+    assert sorted(told) == MODELS
+    for name, (source, template, stops, licence, *yes_or_no) in told.items():
+        own = preset(name)
+        assert source == f"`{own['model']['source']}`"
+        assert template == f"`{own['encode']['template'] or 'null'}`"
+        assert stops == " ".join(f"`{token}`" for token in own["model"]["stop_tokens"])
+        assert licence == own["model"]["license"]
+        expected = (own["model"]["gated"], own["model"]["revision"] is not None)
+        assert [cell in ("yes", "是") for cell in yes_or_no] == list(expected)

@@ -1,0 +1,79 @@
+"""What the recipes promise: the settings they are known for, on any model, by today's sections."""
+
+from pathlib import Path
+
+import pytest
+
+from siftune import batches, config, preflight, presets
+from siftune.training import requirements, sft
+
+ROOT = Path(__file__).parent.parent
+# Of each: what one knows it by.
+RECIPES = {
+    "none": {},
+    "reasoning-sft": {
+        "sft.load.quantise": "nf4", "sft.lora.rank": 16, "sft.lora.alpha": 16, "sft.seed": 3407,
+        "sft.global_batch": 256, "sft.micro_batch": 8, "sft.num_epochs": 2.0,
+        "sft.learning_rate": 2e-4, "encode.max_length": 8192,
+    },
+    "input-output": {
+        "model.name": "llama-3.1-8b", "sft.global_batch": 128, "encode.max_length": 8192,
+    },
+    "tang-poems": {
+        "model.name": "taide-7b", "sft.load.quantise": "nf4", "sft.load.double_quantise": True,
+        "sft.lora.rank": 8, "sft.lora.alpha": 16, "sft.lora.dropout": 0.05, "sft.micro_batch": 4,
+        "sft.global_batch": 16, "encode.max_length": 256, "data.num_examples": 1040,
+        "sft.save_every": "65 steps", "encode.template": "llama-2",
+    },
+    "subject-knowledge-sft": {
+        "model.name": "llama-3-8b", "sft.lora.rank": 64, "sft.lora.alpha": 128,
+        "sft.lora.dropout": 0.05, "sft.lora.modules_to_save": ["embed_tokens", "lm_head"],
+        "sft.eval_every": 100, "sft.save_every": "200 steps", "encode.template": "llama-3",
+    },
+    "gsm8k": {
+        "model.name": "qwen2.5-1.5b", "data.name": "gsm8k", "benchmark.tasks": ["gsm8k"],
+        "benchmark.num_fewshot": 5,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def composed(tmp_path, monkeypatch):
+    """A function: the params of these choices."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(config, "PARAMS_FILE", tmp_path / "params.yaml")
+
+    def of(*choices: str):
+        presets.compose(config.PARAMS_FILE, list(choices))
+        return config.load_all()
+
+    return of
+
+
+def test_each_recipe_is_tested():
+    assert {path.stem for path in (ROOT / "conf/recipe").glob("*.yaml")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_its_settings_and_can_be_trained(name: str, composed, tmp_path):
+    params = composed(f"recipe={name}")
+    for key, value in RECIPES[name].items():
+        found = params
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert found == value, key
+    requirements.require_consistent(params.sft)
+    preflight._require_metric(params.register.metric, params.benchmark.tasks)
+    batch = {"global_batch": params.sft.global_batch, "micro_batch": params.sft.micro_batch}
+    num_accumulated = batches.accumulation(**batch, world_size=1)
+    told = sft.config(
+        params.sft, micro_batch=params.sft.micro_batch, num_accumulated=num_accumulated,
+        folder=tmp_path,
+    )  # fmt: skip
+    assert told.learning_rate == params.sft.learning_rate
+
+
+def test_a_recipe_takes_another_model_and_a_smaller_size(composed):
+    params = composed("recipe=reasoning-sft", "model=phi-4", "size=reduced")
+    assert (params.model.name, params.encode.template) == ("phi-4", "phi-4")
+    assert (params.data.num_examples, params.sft.lora.rank) == (112, 16)
