@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from siftune import config, report
 from siftune.sections import SECTIONS
@@ -73,6 +75,30 @@ def test_an_answer_that_the_benchmark_cut_is_marked(finished_run: Path) -> None:
     longer = "34 + 17 = 51\n51 - 6 = 45\n#### 45\n\nQuestion: and so on"
     rewrite("data/samples.jsonl", answers={"greedy": {"base": "", "tuned": longer}})
     assert render().count("✓ right") == 4
+
+
+def test_several_decodings_are_side_by_side(finished_run: Path) -> None:
+    path = Path("params.yaml")
+    params = yaml.safe_load(path.read_text())
+    warm = {"temperature": 0.8, "top_p": 0.9}
+    params["samples"]["decodings"] = {"greedy": {"temperature": 0.0}, "warm": warm}
+    path.write_text(yaml.safe_dump(params))
+    both = {"base": "said by base", "tuned": "34 + 17 = 51\n51 - 6 = 45\n#### 45"}
+    rewrite("data/samples.jsonl", answers={"greedy": both, "warm": {"base": "", "tuned": "warm!"}})
+    page = render()
+    assert "answered by both models in 2 ways" in page
+    assert "<dt>warm</dt><dd>drawn, temperature 0.8, top-p 0.9</dd>" in page
+    first = page.partition('<article class="sample">')[2].partition("</article>")[0]
+    headings = re.findall(r'<span class="(base|tuned)">\w+</span> · (\w+)</span>', first)
+    assert headings == [
+        ("base", "greedy"),
+        ("tuned", "greedy"),
+        ("base", "warm"),
+        ("tuned", "warm"),
+    ]
+    assert "grid-row: span 2" in first
+    assert first.index("said by base") < first.index("no answer") < first.index("warm!")
+    assert first.count("✓ right") == 1  # of greedy; what was said warmly has no score
 
 
 def test_text_from_data_stays_text(finished_run: Path) -> None:

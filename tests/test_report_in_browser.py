@@ -124,6 +124,23 @@ def test_a_browser_opens_it_without_an_error(browser: Browser, page: Path) -> No
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_several_decodings_stand_beside_their_reference(browser: Browser, page: Path) -> None:
+    row = json.loads(Path("data/samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row["answers"] |= {"warm": {"base": "long " * 80, "tuned": "x" * 200}}
+    Path("data/samples.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    page.write_text(report.render(config.raw_sections(*SECTIONS)), encoding="utf-8")
+    place = "document.querySelectorAll('.answers > div')[{}].getBoundingClientRect().{}"
+    for width, columns in ((1180, [0, 1, 2, 1, 2]), (360, [0, 0, 0, 0, 0])):
+        browser.open(page, width=width, scheme="light")
+        assert browser.console() == []
+        left = [browser.evaluate(place.format(number, "left")) for number in range(5)]
+        top = [browser.evaluate(place.format(number, "top")) for number in range(5)]
+        assert [sorted(set(left)).index(one) for one in left] == columns
+        rows = [0, 0, 0, 1, 1] if width == 1180 else [0, 1, 2, 3, 4]
+        assert [sorted(set(top)).index(one) for one in top] == rows
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_text_is_readable_in_both_colour_schemes(browser: Browser, page: Path) -> None:
     for scheme in ("light", "dark"):
         browser.open(page, width=1180, scheme=scheme)
