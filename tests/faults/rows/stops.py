@@ -42,7 +42,8 @@ def in_a_phase(trial: Trial) -> None:
     if code == 0:
         return promise.check_finished(trial.folder, trial.template.golden, most_redone=0)
     if code == -number:  # before Python could run a line of ours
-        must(not (trial.folder / "work").exists(), f"{phase}: it died of the signal")
+        begun = list(trial.folder.glob("work/runs/*-sft-*"))
+        must(not begun, f"{phase}: it died of the signal")
     else:
         must(code == 75, f"{phase}: {number.name} ended it with {code}: {running.err[-600:]}")
         must("siftune: stopped" in running.err, f"{phase}: no word: {running.err!r}", Silent)
