@@ -126,7 +126,7 @@ def import_heavy_libraries() -> None:
         OMP_NUM_THREADS="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false",
         HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1",
         TRANSFORMERS_VERBOSITY="error", MLFLOW_DISABLE_TELEMETRY="true",
-        HF_HUB_DISABLE_TELEMETRY="1",  # a thread of it would look up a name, which crashes in a fork
+        HF_HUB_DISABLE_TELEMETRY="1",  # else a thread looks up a name, which crashes in a fork
     )  # fmt: skip
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
