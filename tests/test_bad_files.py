@@ -163,6 +163,7 @@ SOUND = {
     "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     "alpaca": {"instruction": "q", "input": "", "output": "a"},
     "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "labelled": {"prompt": "q", "completion": "a", "label": True},
     "text": {"text": "x"},
     "input-output": {"input": "q", "output": "a"},
     "columns": {"question": "q", "answer": "a", "system": "s"},
