@@ -33,6 +33,7 @@ make() { # SUITE FOLDER PACKAGE... [-- OPTION...]
     uri=$(mirror) || stop "the apt sources of this machine name no Debian mirror"
     # Sid's index may be a copy of another day: its date is not looked at, its signature is.
     mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' \
+        --aptopt='Acquire::Retries "5"' \
         --include="$(IFS=,; echo "${packages[*]}")" "$@" \
         "$suite" "$folder" "deb $uri $suite main" >&2 || stop "mmdebstrap could not make $folder"
 }
