@@ -1,4 +1,4 @@
-"""Train a LoRA adapter on the encoded conversations with TRL."""
+"""Train an adapter, or all weights, on the encoded conversations with TRL."""
 
 import tempfile
 from pathlib import Path

@@ -16,9 +16,9 @@ SIFTUNE_VARIANT=${SIFTUNE_VARIANT:-cuda}
 # `module load` these: Apptainer, mostly.
 SIFTUNE_MODULES="apptainer"
 # Folders that the image must see besides this one and the hubs' caches: data, models, a shared DVC cache.
-SIFTUNE_BINDS=(/work/shared)
+SIFTUNE_BINDS=(/project/shared)
 # On each node, for temporary files and private caches; it becomes the image's /tmp.
 SIFTUNE_SCRATCH=/local/scratch
 # A mirror of the hub, and where what was fetched is kept; the nodes must see it.
 # export HF_ENDPOINT=…
-export HF_HOME=${HF_HOME:-/work/$USER/huggingface}
+export HF_HOME=${HF_HOME:-/project/$USER/huggingface}
