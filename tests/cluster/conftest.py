@@ -44,6 +44,17 @@ def _slow_down() -> None:
 _slow_down()
 """
 UP = pytest.StashKey[ExitStack]()
+# What takes minutes, the longest first.
+LONG = (
+    "the_whole_pipeline",
+    "eight_of_eight_tasks",
+    "a_time_limit",
+    "a_signal_by_hand",
+    "a_dead_node",
+    "a_job_that_is_pushed_aside",
+    "scancel",
+    "two_nodes",
+)
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -65,6 +76,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     print(f"cluster: up after {time.monotonic() - began:.0f} s")
     prepared.prepare(running)
     print(f"cluster: image and golden training after {time.monotonic() - began:.0f} s")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that nothing runs alone in the end."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.name.removeprefix("test_")
+        return next((n for n, long in enumerate(LONG) if name.startswith(long)), len(LONG))
+
+    items.sort(key=rank)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

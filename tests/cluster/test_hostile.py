@@ -97,6 +97,11 @@ def test_the_users_surroundings_run_nothing_in_the_image(cluster, checkout, evil
     promise.check_finished(checkout.path, golden, most_redone=0)
 
 
+# One counts what the other does.
+reaches_out = pytest.mark.xdist_group("reaches out")
+
+
+@reaches_out
 def test_secrets_stay_where_they_are_and_nothing_reaches_for_the_network(cluster, checkout, golden):
     mark = f"canary-{secrets.token_hex(8)}"
     values = {name: f"{mark}-{number}" for number, name in enumerate(SECRETS)}
@@ -124,6 +129,7 @@ def test_secrets_stay_where_they_are_and_nothing_reaches_for_the_network(cluster
     assert "MLflow does not answer" in log
 
 
+@reaches_out
 def test_the_cluster_counts_who_reaches_for_the_network(cluster):
     before = cluster.attempts()
     reach = "import urllib.request; urllib.request.urlopen('http://example.org')"
