@@ -1,18 +1,19 @@
-"""Fold the adapter into the base; refuse a result that does not answer like base + adapter."""
+"""Fold what was trained into the base; refuse what does not answer like base + adapter."""
 
 from pathlib import Path
 
 from siftune import config, files, stage, tracking
 from siftune.sections import Merge
 
-ADAPTER, MERGED = Path("models/adapter"), Path("models/merged")
+MERGED = Path("models/merged")
 
 
 def main() -> None:
     params = config.load("data", "encode", "merge")
     from siftune import encoding, merging, models
+    from siftune.training import phases
 
-    base = models.base_folder()
+    base, trained = models.base_folder(), phases.before()
     tokenizer = models.load_tokenizer()
     how = encoding.how(tokenizer, params.encode, params.data.reasoning_tags)
     rows = [
@@ -23,10 +24,10 @@ def main() -> None:
     ]
     with tracking.stage("merge", "data", "encode", "merge") as run:
         num_tokens = len(tokenizer)
-        trained = merging.load_trained(base, ADAPTER, num_tokens=num_tokens)
-        reference = merging.logits(trained, rows)
+        side_by_side = merging.load_trained(base, trained, num_tokens=num_tokens)
+        reference = merging.logits(side_by_side, rows)
         with files.published_folder(MERGED) as folder:
-            merged = merging.merge(base, ADAPTER, num_tokens=num_tokens)
+            merged = phases.merged(base, trained, num_tokens=num_tokens)
             models.stop_as_encoded(merged, tokenizer, models.TOKENIZER)
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

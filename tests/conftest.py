@@ -282,7 +282,7 @@ FINISHED: dict[str, tuple[float, dict]] = {
 
 def write_plots() -> None:
     Path("plots").mkdir()
-    with Path("plots/learning_curve.csv").open("w", newline="") as file:
+    with Path("plots/sft.csv").open("w", newline="") as file:
         columns = "step train_loss validation_loss learning_rate grad_norm tokens_per_second"
         table = csv.DictWriter(file, columns.split(), restval="")
         table.writeheader()
@@ -391,10 +391,10 @@ def encoded_data(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.chdir(tmp_path)
     tokenizer.save_pretrained("models/tokenizer")
-    tokens.FOLDER.mkdir(parents=True)
+    tokens.folder_of("sft").mkdir(parents=True)
     for split, texts in TOKEN_ROWS.items():
         rows = [(one, *labelled(tokenizer, *parts)) for one, parts in texts.items()]
-        with tokens.write(split, tokens.FOLDER) as out:
+        with tokens.write(split, tokens.folder_of("sft")) as out:
             out.write_batch(tokens.batch(rows))
         records = [{"id": one, "group": f"group of {one}"} for one in texts]
         write(Path(f"data/prepared/{split}.jsonl"), lines(records))

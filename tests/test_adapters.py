@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from siftune import files, merging, models, tokens
 from siftune.learning_curve import LearningCurve, summarise
 from siftune.stage import UserError
-from siftune.training import adapters, sft
+from siftune.training import adapters, phases, sft
 
 NUM_OLD, NUM_NEW = 96, 2
 EMBEDDINGS = ["embed_tokens", "lm_head"]
@@ -77,8 +77,8 @@ def export(base, tmp_path):
     def write(trainer) -> tuple[merging.Logits, merging.Logits]:
         folder, size = tmp_path / "adapter", {"num_tokens": NUM_OLD + NUM_NEW}
         adapters.save(trainer.model, folder, base="x", first=trainer.first_factors)
-        loaded = merging.logits(merging.load_trained(base, folder, **size), ROWS)
-        merging.merge(base, folder, **size).save_pretrained(tmp_path / "merged")
+        loaded = merging.logits(merging.load_trained(base, [folder], **size), ROWS)
+        phases.merged(base, [folder], **size).save_pretrained(tmp_path / "merged")
         return loaded, merging.logits(models.load_model(tmp_path / "merged"), ROWS)
 
     return write

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def render(**changes: dict) -> str:
     params = config.raw_sections(*SECTIONS)
     return card.render(
-        {name: {**values, **changes.get(name, {})} for name, values in params.items()}
+        {name: values and {**values, **changes.get(name, {})} for name, values in params.items()}
     )
 
 

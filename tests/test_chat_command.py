@@ -144,7 +144,7 @@ def test_a_gguf_file_answers_like_the_model_that_it_was_made_from(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wanted", ["base", "adapter", "newest"])
+@pytest.mark.parametrize("wanted", ["base", "sft", "newest"])
 def test_base_adapter_and_checkpoint_answer_themselves(made, wanted):
     from siftune import models
     from siftune.talk import voices
@@ -303,7 +303,7 @@ def test_which_models_there_are_is_told(made, monkeypatch):
 def test_where_nothing_is_trained_the_base_is_asked(made, tmp_path, monkeypatch):
     shutil.copytree("models", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
-    for trained_folder in ("merged", "adapter", "gguf"):
+    for trained_folder in ("merged", "sft", "gguf"):
         shutil.rmtree(Path("models") / trained_folder)
     assert [one.name for one in weights.all_here()] == ["base"]
 

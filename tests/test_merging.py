@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from siftune import merging, models
+from siftune.training import phases
 
 ROWS = [[5, 6, 7, 8, 9], [100, 200, 300]]
 
@@ -26,8 +27,8 @@ def adapter(tiny_model, tmp_path) -> Path:
 
 
 def test_merged_answers_like_base_and_adapter(tiny_model, adapter):
-    reference = merging.logits(merging.load_trained(tiny_model, adapter, num_tokens=0), ROWS)
-    merged = merging.logits(merging.merge(tiny_model, adapter, num_tokens=0), ROWS)
+    reference = merging.logits(merging.load_trained(tiny_model, [adapter], num_tokens=0), ROWS)
+    merged = merging.logits(phases.merged(tiny_model, [adapter], num_tokens=0), ROWS)
     measured = merging.distance(reference, merged)
     assert measured["max_logit_difference"] < 1e-4
     assert measured["top1_agreement"] == 1.0
@@ -39,19 +40,19 @@ def test_merged_answers_like_base_and_adapter(tiny_model, adapter):
 
 def test_a_wrong_scale_is_seen(tiny_model, adapter):
     """The fault of merges that ignore rsLoRA: the adapter folded in at another scale."""
-    reference = merging.logits(merging.load_trained(tiny_model, adapter, num_tokens=0), ROWS)
+    reference = merging.logits(merging.load_trained(tiny_model, [adapter], num_tokens=0), ROWS)
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file(
         {k: v / 2 if "lora_B" in k else v for k, v in weights.items()},
         adapter / "adapter_model.safetensors",
     )
-    merged = merging.logits(merging.merge(tiny_model, adapter, num_tokens=0), ROWS)
+    merged = merging.logits(phases.merged(tiny_model, [adapter], num_tokens=0), ROWS)
     assert merging.distance(reference, merged)["mean_kl"] > 1e-4
 
 
 def test_the_merged_model_keeps_the_bases_dtype(tiny_model, adapter, tmp_path):
     models.load_model(tiny_model).to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
-    assert merging.merge(tmp_path / "bf16", adapter, num_tokens=0).dtype == torch.bfloat16
+    assert phases.merged(tmp_path / "bf16", [adapter], num_tokens=0).dtype == torch.bfloat16
 
 
 def test_the_distance_of_a_model_to_itself_is_zero():

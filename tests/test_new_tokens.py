@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from siftune import files, merging, models, tokens
 from siftune.chat import masking, templates
 from siftune.learning_curve import LearningCurve
-from siftune.training import adapters, sft
+from siftune.training import adapters, phases, sft
 
 TAGS = ("<think>", "</think>")
 
@@ -91,8 +91,8 @@ def test_new_tokens_are_trained_and_merged(
 
     size = {"num_tokens": len(chat_tokenizer)}
     rows = [tokens.read("train", encoded)[0]["input_ids"]]
-    reference = merging.logits(merging.load_trained(base, adapter, **size), rows)
-    merged = merging.merge(base, adapter, **size)
+    reference = merging.logits(merging.load_trained(base, [adapter], **size), rows)
+    merged = phases.merged(base, [adapter], **size)
     models.stop_as_encoded(merged, chat_tokenizer, base)
     merged.save_pretrained(tmp_path / "merged")
     measured = merging.distance(

@@ -1,5 +1,6 @@
 """The whole pipeline by DVC on a tiny random model: what runs, runs again, is refused."""
 
+import csv
 import json
 import os
 import runpy
@@ -88,7 +89,7 @@ def workspace(tmp_path_factory, tiny_model) -> Path:
 
 
 def test_every_stage_leaves_its_outputs_and_its_cost(workspace):
-    for stage in set(STAGES) - {"check"}:
+    for stage in set(STAGES) - {"check", "pretrain"}:
         cost = json.loads((workspace / "metrics" / f"{stage}.json").read_text())["cost"]
         assert cost["wall_seconds"] > 0
         assert cost["peak_memory_mb"] > 0
@@ -97,6 +98,12 @@ def test_every_stage_leaves_its_outputs_and_its_cost(workspace):
     assert compared["gsm8k_form/exact_match/strict-match"]["n"] == 8
     assert "<html" in (workspace / "report" / "index.html").read_text()
     assert not list(workspace.rglob("*.tmp"))
+
+
+def test_a_phase_that_is_left_out_leaves_nothing(workspace):
+    assert json.loads((workspace / "metrics/pretrain.json").read_text()) == {}
+    assert list((workspace / "models/pretrain").iterdir()) == []
+    assert list(csv.DictReader((workspace / "plots/pretrain.csv").open())) == []
 
 
 def test_nothing_runs_twice(workspace):
@@ -111,7 +118,7 @@ def test_every_stage_has_one_finished_run_with_its_params(workspace):
         "runs]))"
     )
     runs = json.loads(ok(workspace, "python", "-c", code).splitlines()[-1])
-    assert sorted(name for name, *_ in runs) == sorted(set(STAGES) - {"check"})
+    assert sorted(name for name, *_ in runs) == sorted(set(STAGES) - {"check", "pretrain"})
     assert {status for _, status, *_ in runs} == {"FINISHED"}
     by_name = {name: (params, tags) for name, _, params, tags in runs}
     assert by_name["sft"][0]["sft.learning_rate"] == "0.001"
@@ -132,13 +139,13 @@ def test_the_registered_model_is_loaded_by_name(workspace):
 def test_tokens_are_kept_by_all_that_decides_them(workspace):
     """Data and code are dependencies of encode; here its settings. What was made is fetched."""
     before = (workspace / "params.yaml").read_text()
-    own = (workspace / "data/tokens/train.arrow").read_bytes()
+    own = (workspace / "data/tokens/sft/train.arrow").read_bytes()
     change(workspace, "encode", template="zephyr")
     assert ran(ok(workspace, "dvc", "repro", "encode")) == ["check", "encode"]
-    assert (workspace / "data/tokens/train.arrow").read_bytes() != own
+    assert (workspace / "data/tokens/sft/train.arrow").read_bytes() != own
     (workspace / "params.yaml").write_text(before)
     assert "encode" not in ran(ok(workspace, "dvc", "repro", "encode"))
-    assert (workspace / "data/tokens/train.arrow").read_bytes() == own
+    assert (workspace / "data/tokens/sft/train.arrow").read_bytes() == own
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_a_stop_token_that_is_not_trained_is_seen(encoded_data: Path) -> None:
     (row,) = terminal.find(["dd55"])
     stop = row.num_prompt + row.num_trained - 1
     labels = [IGNORED if i == stop else label for i, label in enumerate(row.labels)]
-    with tokens.write("validation", tokens.FOLDER) as out:
+    with tokens.write("validation", tokens.folder_of("sft")) as out:
         out.write_batch(tokens.batch([(row.id, row.input_ids, labels)]))
     page = proof_page.render()
     assert "In 1 of 5 rows on this page an answer does not end with a trained stop token" in page

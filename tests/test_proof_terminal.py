@@ -128,7 +128,7 @@ def test_the_beginning_of_an_id_names_it(encoded_data: Path) -> None:
 
 
 def test_a_row_that_a_weight_repeats_is_one_row(encoded_data: Path) -> None:
-    with tokens.write("validation", tokens.FOLDER) as out:
+    with tokens.write("validation", tokens.folder_of("sft")) as out:
         out.write_batch(tokens.batch([("9988", [2], [2])] * 9))
     assert terminal.full_id("99") == "9988"
 

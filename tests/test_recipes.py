@@ -65,7 +65,7 @@ def test_a_recipe_has_its_settings_and_can_be_trained(name: str, composed, tmp_p
     requirements.require_consistent(params.sft)
     preflight._require_metric(params.register.metric, params.benchmark.tasks)
     batch = {"global_batch": params.sft.global_batch, "micro_batch": params.sft.micro_batch}
-    num_accumulated = batches.accumulation(**batch, world_size=1)
+    num_accumulated = batches.accumulation("sft", **batch, world_size=1)
     told = sft.config(
         params.sft, micro_batch=params.sft.micro_batch, num_accumulated=num_accumulated,
         folder=tmp_path,

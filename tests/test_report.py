@@ -122,7 +122,7 @@ def test_text_from_data_stays_text(finished_run: Path) -> None:
         ("data/samples.jsonl", "<h2>Before and after</h2>"),
         ("data/answers/tuned.jsonl", "✓ right"),
         ("plots/token_lengths.csv", "by length in tokens"),
-        ("plots/learning_curve.csv", "<h2>Training</h2>"),
+        ("plots/sft.csv", "<h2>Training</h2>"),
         ("models/base.json", "c0ffee"),
     ],
 )  # fmt: skip
@@ -142,7 +142,7 @@ def test_without_any_result_there_is_still_provenance(finished_run: Path) -> Non
 
 def test_a_run_too_short_for_validation_has_curves(finished_run: Path) -> None:
     header = "step,train_loss,validation_loss,learning_rate,grad_norm,tokens_per_second\n"
-    Path("plots/learning_curve.csv").write_text(f"{header}2,1.5,,0.001,0.9,80\n4,1.1,,0.0005,,\n")
+    Path("plots/sft.csv").write_text(f"{header}2,1.5,,0.001,0.9,80\n4,1.1,,0.0005,,\n")
     page = render()
     assert 'class="mark train_loss"' in page
     assert 'class="mark validation_loss"' not in page

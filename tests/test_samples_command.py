@@ -51,7 +51,7 @@ def expected(place: Path | None) -> dict[str, list[str]]:
     tokenizer = models.load_tokenizer()
     base = models.base_folder()
     model = (
-        merging.load_trained(base, place, num_tokens=len(tokenizer))
+        merging.load_trained(base, [place], num_tokens=len(tokenizer))
         if place
         else models.load_model(base)
     )
@@ -63,7 +63,7 @@ def expected(place: Path | None) -> dict[str, list[str]]:
 
 def test_checkpoints_are_listed_the_newest_first(folder):
     lines = list(samples.listing())
-    assert [line.split()[0] for line in lines[:3]] == ["01234567/8", "01234567/4", "adapter"]
+    assert [line.split()[0] for line in lines[:3]] == ["01234567/8", "01234567/4", "sft"]
     assert "step 8 of 12  saved" in lines[0]
     assert lines[-1].startswith("`siftune samples --checkpoint 01234567/8` asks it")
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_asked_next_to_the_base_and_the_reference(folder):
 
 
 def test_only_so_many_prompts_are_asked_and_the_answers_stay_the_same(folder, capsys):
-    samples.ask("adapter", num_prompts=1, output=Path("one.jsonl"))
+    samples.ask("sft", num_prompts=1, output=Path("one.jsonl"))
     samples.ask("01234567/8", num_prompts=None, output=Path("all.jsonl"))
     one, three = (list(files.read_jsonl(Path(name))) for name in ("one.jsonl", "all.jsonl"))
     assert (len(one), len(three)) == (1, 3)
@@ -156,7 +156,7 @@ def test_a_checkpoint_with_other_bytes_is_refused(folder):
         samples.ask("newest", num_prompts=1, output=None)
 
 
-@pytest.mark.parametrize("wanted", ["newest", "adapter"])
+@pytest.mark.parametrize("wanted", ["newest", "sft"])
 def test_weights_of_another_base_are_refused_before_torch_is_there(folder, wanted):
     manifest = files.read_json(Path("models/base.json"))
     files.write_json(Path("models/base.json"), manifest | {"source": "another"})
@@ -181,9 +181,9 @@ def test_a_checkpoint_that_is_dropped_while_it_is_read_is_told_kindly(folder, mo
 
     load = merging.load_trained
 
-    def beside_a_training(base, place, **options):
-        shutil.rmtree(place)
-        return load(base, place, **options)
+    def beside_a_training(base, places, **options):
+        shutil.rmtree(places[-1])
+        return load(base, places, **options)
 
     monkeypatch.setattr(merging, "load_trained", beside_a_training)
     with pytest.raises(UserError, match="01234567/8 is gone: its training has dropped it"):

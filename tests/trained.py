@@ -17,7 +17,7 @@ SAMPLES = {
 
 
 def make(tiny_model: Path, default_params: Path) -> None:
-    """Fill the current folder; the weights are random, the checkpoints of steps 4 and 8 differ."""
+    """Fill the current folder, of sft alone; weights are random, the checkpoints 4 and 8 differ."""
     from siftune import files, models
     from siftune.sections import Model
 
@@ -31,7 +31,8 @@ def make(tiny_model: Path, default_params: Path) -> None:
     models.read_tokenizer(base).save_pretrained("models/tokenizer")
     for step in (4, 8):
         checkpoint(_adapter(base, seed=step), step)
-    shutil.copytree(_adapter(base, seed=8), "models/adapter")
+    shutil.copytree(_adapter(base, seed=8), "models/sft")
+    Path("models/pretrain").mkdir()
     _merged(base)
     Path("data/prepared").mkdir(parents=True)
     files.write_jsonl(Path("data/prepared/test.jsonl"), [_record(*pair) for pair in TEST])
@@ -47,7 +48,7 @@ def checkpoint(weights: Path, step: int) -> Path:
         "models/base.json": files.sha256(Path("models/base.json")),
         **{str(path): files.sha256(path) for path in tokenizer.iterdir()},
     }
-    store = Store(CHECKPOINTS, {"inputs": inputs})
+    store = Store(CHECKPOINTS, {"inputs": inputs, "params": {"sft": {}}})
     aside = store.aside(step)
     shutil.copytree(weights, aside, dirs_exist_ok=True)
     (aside / "optimizer.pt").write_bytes(b"no pickle at all")
@@ -93,9 +94,10 @@ def _adapter(base: Path, seed: int) -> Path:
 
 
 def _merged(base: Path) -> None:
-    from siftune import merging, models
+    from siftune import models
+    from siftune.training import phases
 
     tokenizer = models.read_tokenizer(base)
-    model = merging.merge(base, Path("models/adapter"), num_tokens=len(tokenizer))
+    model = phases.merged(base, [Path("models/sft")], num_tokens=len(tokenizer))
     model.save_pretrained("models/merged")
     tokenizer.save_pretrained("models/merged")

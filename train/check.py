@@ -13,15 +13,17 @@ def main() -> None:
     # The last, because it takes seconds to import what knows TRL's options and templates.
     from siftune import models
     from siftune.chat import templates
-    from siftune.training import requirements, sft
+    from siftune.training import pretrain, requirements, sft
 
     templates.require(params.encode.template)
-    # A login node, where the pipeline fetches, has no GPU: there the training's own job says it.
-    if models.device().type == "cuda" or not place.on_cluster():
-        requirements.require_machine(params.sft.load)
-    sft.config(
-        params.sft, micro_batch=params.sft.micro_batch, num_accumulated=1, folder=Path("work")
-    )
+    methods = {"pretrain": pretrain, "sft": sft}
+    for section in config.phases(params):
+        # A login node, where the pipeline fetches, has no GPU: there the training's job says it.
+        if models.device().type == "cuda" or not place.on_cluster():
+            requirements.require_machine(section.load)
+        methods[section.phase].config(
+            section, micro_batch=section.micro_batch, num_accumulated=1, folder=Path("work")
+        )
     # The same text whatever the params: the stages after this one must not run again for it.
     with files.published_file(Path("data/checked.txt")) as aside:
         aside.write_text("params.yaml is valid.\n", encoding="utf-8")

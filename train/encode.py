@@ -26,10 +26,16 @@ def main() -> None:
         with files.published_folder(models.TOKENIZER) as folder:
             tokenizer.save_pretrained(folder)
             models.write_stops(stops, tokenizer, folder)
-        with files.published_folder(tokens.FOLDER) as folder:
-            prepared = {split: PREPARED / f"{split}.jsonl" for split in tokens.SPLITS}
-            facts = encoding.encode_splits(prepared, how, folder)
-            files.write_json(folder / "facts.json", encoding.for_the_page(facts, how))
+        prepared = {split: PREPARED / f"{split}.jsonl" for split in tokens.SPLITS}
+        for phase in tokens.SCHEMAS:
+            with files.published_folder(tokens.folder_of(phase)) as folder:
+                if phase == "sft":
+                    facts = encoding.encode_splits(prepared, how, folder)
+                    continue
+                for split in tokens.SPLITS:
+                    with tokens.write(split, folder, phase):
+                        pass
+        files.write_json(tokens.FACTS, encoding.for_the_page(facts, how))
         run.report(**encoding.results(facts), warning=warning)
         write_histogram(facts)
         with files.published_file(PAGE) as aside:

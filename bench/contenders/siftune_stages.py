@@ -30,7 +30,7 @@ def main() -> None:
     began = task.now()
     prepare()
     encode()
-    encoded = [tokens.read(split, tokens.FOLDER) for split in tokens.SPLITS]
+    encoded = [tokens.read(split, tokens.folder_of("sft")) for split in tokens.SPLITS]
     task.answer(job, began, concatenate_datasets(encoded))
 
 

@@ -85,7 +85,7 @@ def _add_chat(commands: Any) -> None:
     chat = commands.add_parser("chat", help="talk to what was trained, or to the base")
     chat.add_argument(
         "model", nargs="?", metavar="MODEL",
-        help="merged, adapter, base, a GGUF type, or a checkpoint that `siftune samples` lists",
+        help="merged, sft, base, a GGUF type, or a checkpoint that `siftune samples` lists",
     )  # fmt: skip
     chat.add_argument("--decoding", metavar="NAME", help="one of samples.decodings")
     for name, of_type in DECODING_FLAGS.items():

@@ -3,8 +3,8 @@
 from siftune.stage import UserError
 
 
-def accumulation(*, global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro batches per optimiser step, from the global batch.
+def accumulation(phase: str, *, global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro batches per optimiser step, from the global batch of a phase.
 
     Raises:
         UserError: they do not divide.
@@ -12,8 +12,8 @@ def accumulation(*, global_batch: int, micro_batch: int, world_size: int) -> int
     at_once = micro_batch * world_size
     if global_batch % at_once:
         raise UserError(
-            f"params.yaml: sft.global_batch: {global_batch} examples a step cannot be made of "
-            "sft.micro_batch "
+            f"params.yaml: {phase}.global_batch: {global_batch} examples a step cannot be made of "
+            f"{phase}.micro_batch "
             f"{micro_batch} x {world_size} processes = {at_once}: {global_batch} / {at_once} = "
             f"{global_batch / at_once:.2f}. Choose a multiple of {at_once}, or another micro batch."
         )

@@ -8,9 +8,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from siftune import provenance, rendering, results
+from siftune.sections import PHASES
 
 CARD = Path("report/card.md")
-SECTIONS = ("model", "data", "encode", "sft", "benchmark", "card", "register")
+SECTIONS = ("model", "data", "encode", *PHASES, "benchmark", "card", "register")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -18,10 +19,12 @@ def render(params: dict[str, Any]) -> str:
     """The card in Markdown, from `SECTIONS` of params.yaml and what the stages measured."""
     metrics = results.read()
     comparisons = results.comparisons(metrics)
+    phases = trained(params)
     text = rendering.render(
         "card.md.j2",
         params=params,
-        sft_yaml=yaml.safe_dump(params["sft"], sort_keys=False, allow_unicode=True),
+        phases=phases,
+        phases_yaml=yaml.safe_dump(phases, sort_keys=False, allow_unicode=True),
         metrics=dict.fromkeys(results.STAGES) | metrics,
         comparisons=comparisons,
         headline=results.headline(comparisons, params["register"]["metric"]),
@@ -33,8 +36,15 @@ def render(params: dict[str, Any]) -> str:
     return str(ModelCard(f"---\n{metadata(params, comparisons).to_yaml()}\n---\n\n{text}"))
 
 
+def trained(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of the phases that are set, in their order."""
+    return {name: params[name] for name in PHASES if params[name] is not None}
+
+
 def metadata(params: dict[str, Any], comparisons: list[results.Comparison]) -> ModelCardData:
     """What the hub reads from a card, as in its model card specification."""
+    phases = trained(params)
+    with_lora = any(section["lora"] for section in phases.values())
     return ModelCardData(
         model_name=params["card"]["title"],
         language=params["card"]["language"],
@@ -48,7 +58,7 @@ def metadata(params: dict[str, Any], comparisons: list[results.Comparison]) -> M
         ],
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["siftune", "sft", *(["lora"] if params["sft"]["lora"] else [])],
+        tags=["siftune", *phases, *(["lora"] if with_lora else [])],
         eval_results=[_eval_result(one) for one in comparisons] or None,
     )
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from siftune.sections import SECTIONS
+from siftune.sections import PHASES, SECTIONS, Training
 from siftune.stage import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -31,6 +31,8 @@ class _OneOfEach(yaml.SafeLoader):
 def load(*names: str) -> Any:
     """Read the named sections of params.yaml; `load("model").model` is a `Model`.
 
+    A phase that is left out is None.
+
     Raises:
         UserError: the file or a section is missing, or a key is unknown, missing, of another type
             or impossible. All problems are told at once.
@@ -42,6 +44,9 @@ def load(*names: str) -> Any:
         if name not in raw:
             problems.append(f"{name}: this section is missing. {_valid_keys(SECTIONS[name])}")
             continue
+        if raw[name] is None and name in PHASES:
+            sections[name] = None
+            continue
         try:
             # Through JSON, where strict types still take a mapping for a dataclass.
             sections[name] = TypeAdapter(SECTIONS[name]).validate_json(json.dumps(raw[name]))
@@ -52,10 +57,20 @@ def load(*names: str) -> Any:
 
 
 def load_all() -> Any:
-    """Read every section; a section that nobody reads is an error, too."""
+    """Read every section; a section that nobody reads is an error, too, as is no phase at all."""
     unknown = sorted(set(_read()) - set(SECTIONS))
     _refuse([f"{name}: unknown section. Valid ones: {', '.join(SECTIONS)}" for name in unknown])
-    return load(*SECTIONS)
+    params = load(*SECTIONS)
+    if not phases(params):
+        _refuse(
+            [f"{', '.join(PHASES)}: all are null, so nothing would be trained. Set one of them."]
+        )
+    return params
+
+
+def phases(params: Any) -> list[Training]:
+    """The sections of the phases that are set, in the order in which they are trained."""
+    return [getattr(params, name) for name in PHASES if getattr(params, name) is not None]
 
 
 def raw_sections(*names: str) -> dict[str, Any]:

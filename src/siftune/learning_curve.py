@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,9 +31,16 @@ class LearningCurve(TrainerCallback):
     """Collects what the trainer logs: to the run, to a plain log, and as rows for a plot.
 
     Only the first process has a run to log to; on the others it stays silent.
+
+    Args:
+        also: what a phase logs besides, by what TRL calls it.
     """
 
-    def __init__(self, run: Run, *, examples_per_step: int) -> None:
+    def __init__(
+        self, run: Run, *, examples_per_step: int, also: Mapping[str, str] | None = None
+    ) -> None:
+        self._logged = LOGGED | dict(also or {})
+        self._columns = (*CURVE, *(also or {}).values())
         self.rows: dict[int, dict[str, float]] = {}
         self._run = run
         self._examples_per_step = examples_per_step
@@ -70,7 +78,9 @@ class LearningCurve(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs["logs"]
-        values = {ours: float(logs[theirs]) for theirs, ours in LOGGED.items() if theirs in logs}
+        values = {
+            ours: float(logs[theirs]) for theirs, ours in self._logged.items() if theirs in logs
+        }
         if "loss" in logs:
             values |= self._speed(state.global_step, float(logs["num_tokens"]))
         if not values:
@@ -87,7 +97,7 @@ class LearningCurve(TrainerCallback):
     def write(self, path: Path) -> None:
         """The curve as CSV, a row a step; what was not logged at a step is empty."""
         with files.published_file(path) as aside, aside.open("w", newline="") as file:
-            table = csv.DictWriter(file, ["step", *CURVE], extrasaction="ignore")
+            table = csv.DictWriter(file, ["step", *self._columns], extrasaction="ignore")
             table.writeheader()
             table.writerows({"step": step, **row} for step, row in self.rows.items())
 
@@ -114,7 +124,7 @@ class LearningCurve(TrainerCallback):
         elapsed = time.monotonic() - self._start
         done = max(state.global_step - self._first_step, 1)
         left = elapsed / done * (state.max_steps - state.global_step)
-        shown = "  ".join(f"{name} {values[name]:.4g}" for name in CURVE if name in values)
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in self._columns if name in values)
         return f"step {state.global_step}/{state.max_steps}  {shown}  left {left:.0f} s"
 
 

@@ -1,5 +1,6 @@
-"""Fold what was trained into its base, and measure that merged = base + adapter."""
+"""Measure that merged = base + adapter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from siftune.models import device, load_model
-from siftune.training import adapters
+from siftune.training import adapters, phases
 
 Logits = list[Tensor]  # one [positions, vocabulary] a prompt
 
 
-def load_trained(base: Path, trained: Path, *, num_tokens: int) -> PreTrainedModel | PeftModel:
-    """Base and adapter side by side, not merged; or all weights, where these were trained.
+def load_trained(
+    base: Path, trained: Sequence[Path], *, num_tokens: int
+) -> PreTrainedModel | PeftModel:
+    """The last of what was trained side by side with what it was trained on, not merged.
 
     Args:
+        trained: what each phase left, in their order; the last is an adapter or all weights.
         num_tokens: as for `models.load_model`.
     """
-    if not adapters.is_adapter(trained):
-        return load_model(trained)
-    return PeftModel.from_pretrained(load_model(base, num_tokens=num_tokens), str(trained)).eval()
-
-
-def merge(base: Path, trained: Path, *, num_tokens: int) -> PreTrainedModel:
-    """What was trained as one model in the base's own dtype; a sum itself is made in fp32."""
-    stored = load_model(base, num_tokens=num_tokens, dtype="auto").cpu()
-    dtype = stored.dtype
-    if not adapters.is_adapter(trained):
-        stored.load_state_dict(load_model(trained, dtype=torch.float32).state_dict())
-        return stored
-    merged = PeftModel.from_pretrained(stored.float(), str(trained)).merge_and_unload(
-        safe_merge=True
-    )
-    return merged.to(dtype)
+    *earlier, last = trained
+    if not adapters.is_adapter(last):
+        return load_model(last)
+    started = phases.start(base, earlier, num_tokens=num_tokens)
+    return PeftModel.from_pretrained(started, str(last)).eval()
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from siftune import batches, decoding, gguf_limits, llama_cpp, sources
+from siftune import batches, config, decoding, gguf_limits, llama_cpp, sources
 from siftune.stage import UserError
 from siftune.training import requirements
 
@@ -19,13 +19,15 @@ def check(params: Any, *, world_size: int = 1) -> None:
     """
     sources.check_model(params.model)
     sources.check_data(params.data)
-    batches.accumulation(
-        global_batch=params.sft.global_batch,
-        micro_batch=params.sft.micro_batch,
-        world_size=world_size,
-    )
+    for section in config.phases(params):
+        batches.accumulation(
+            section.phase,
+            global_batch=section.global_batch,
+            micro_batch=section.micro_batch,
+            world_size=world_size,
+        )
+        requirements.require_consistent(section)
     decoding.require(params.samples)
-    requirements.require_consistent(params.sft)
     llama_cpp.require(params.to_gguf.types)
     gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
     _require_metric(params.register.metric, params.benchmark.tasks)

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from siftune import charts, decoding, files, provenance, rendering, results
-from siftune.sections import Decoding
+from siftune.sections import PHASES, Decoding
 
 PAGE = Path("report/index.html")
 SAMPLES = Path("data/samples.jsonl")
 ANSWERS = Path("data/answers")
-LEARNING_CURVE = Path("plots/learning_curve.csv")
+PLOTS = Path("plots")
 TOKEN_LENGTHS = Path("plots/token_lengths.csv")
 NUM_SAMPLES = 5
 
@@ -35,7 +35,7 @@ def render(params: dict[str, Any]) -> str:
         samples=read_samples(headline),
         decodings=decodings(params["samples"]),
         token_lengths=read_token_lengths(),
-        curves=read_curves(),
+        curves={phase: read_curves(PLOTS / f"{phase}.csv") for phase in PHASES},
         costs=results.costs(metrics),
         origins=results.origins(),
         tags=provenance.tags(params),
@@ -134,11 +134,11 @@ def read_token_lengths() -> charts.Histogram | None:
     return charts.histogram(counts, bin_width=width)
 
 
-def read_curves() -> dict[str, charts.LineChart]:
+def read_curves(path: Path) -> dict[str, charts.LineChart]:
     """The charts of `loss` and `learning_rate` over optimiser steps, those that have points."""
-    rows = _read_csv(LEARNING_CURVE) if LEARNING_CURVE.exists() else []
+    rows = _read_csv(path) if path.exists() else []
     lines = {
-        name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         for name in ("train_loss", "validation_loss", "learning_rate")
     }
     drawn = {name: points for name, points in lines.items() if points}

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from siftune import files, wording
+from siftune.sections import PHASES
 from siftune.tracking import METRICS
 
 # The order of the pipeline, which is the order of a story; a stage that did not run is left out.
 STAGES = (
-    *("check", "fetch", "prepare", "encode", "sft", "merge", "benchmark", "samples", "compare"),
+    *("check", "fetch", "prepare", "encode", *PHASES, "merge", "benchmark", "samples", "compare"),
     *("to_gguf", "gguf_check", "card", "register", "report"),
 )
 BASE_MODEL = Path("models/base.json")
@@ -19,9 +20,13 @@ Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """metrics/<stage>.json of every stage that has one, in the pipeline's order."""
+    """metrics/<stage>.json of every stage that has one, in the pipeline's order.
+
+    That of a phase which was left out is empty, and not among them.
+    """
     paths = {stage: METRICS / f"{stage}.json" for stage in STAGES}
-    return {stage: files.read_json(path) for stage, path in paths.items() if path.is_file()}
+    found = {stage: files.read_json(path) for stage, path in paths.items() if path.is_file()}
+    return {stage: measured for stage, measured in found.items() if measured}
 
 
 @dataclass(frozen=True)

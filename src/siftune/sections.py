@@ -118,8 +118,8 @@ class Load:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Sft:
-    """Supervised fine-tuning; `trainer` goes to trl.SFTConfig as it is."""
+class Training:
+    """What every phase of training has; `trainer` goes to TRL's own configuration as it is."""
 
     seed: NotNegative
     learning_rate: Annotated[float, Field(gt=0.0)]
@@ -133,6 +133,23 @@ class Sft:
     lora: Lora | None  # null: all weights are trained
     load: Load
     trainer: dict[str, Any]
+
+    @property
+    def phase(self) -> str:
+        """The section's name, which is its stage's, too."""
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Pretrain(Training):
+    """Pre-training that goes on, on plain text; by trl.SFTConfig."""
+
+    block_size: Annotated[int, Field(ge=2)]  # tokens of each row that is trained on
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Sft(Training):
+    """Supervised fine-tuning on conversations; by trl.SFTConfig."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -230,12 +247,15 @@ class Register:
     metric: str
 
 
+# What is trained, in this order; a section that is null is a phase that is left out.
+PHASES: dict[str, type[Training]] = {"pretrain": Pretrain, "sft": Sft}
+
 SECTIONS: dict[str, type] = {
     "data": Data,
     "prepare": Prepare,
     "model": Model,
     "encode": Encode,
-    "sft": Sft,
+    **PHASES,
     "merge": Merge,
     "benchmark": Benchmark,
     "samples": Samples,

@@ -14,7 +14,7 @@ def test_scancel_is_the_end_and_leaves_nothing_partial(cluster, checkout, golden
     cluster.ok(f"scancel {number}")
     job = cluster.wait(number)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
-    assert not (checkout.path / "models/adapter").exists()
+    assert not (checkout.path / "models/sft").exists()
     assert not (checkout.path / "work/lock.json").exists(), cluster.log(number)
     saved = promise.newest_whole(promise.checkpoints(checkout.path))
     assert saved >= 7, cluster.log(number)

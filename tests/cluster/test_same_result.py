@@ -39,7 +39,7 @@ def test_the_whole_pipeline_leaves_the_native_files(cluster, checkout, tiny_mode
     # The registry is a store; the job has the one in its folder.
     natively(cluster.home, native.name, "env", "--unset=MLFLOW_TRACKING_URI", "dvc", "repro")
     assert cluster.wait(number)["JobState"] == "COMPLETED", cluster.log(number)
-    for name in ("models/adapter", "models/merged", "models/gguf"):
+    for name in ("models/sft", "models/merged", "models/gguf"):
         assert promise.describe(checkout.path / name) == promise.describe(native / name)
     image = json.loads((checkout.path / prepared.LOCK).read_text())["cpu"]["sha256"]
     assert image in (checkout.path / "report/card.md").read_text()

@@ -28,7 +28,7 @@ def test_eight_of_eight_tasks_finish_and_are_brought_home(cluster, checkout, gol
     assert len([name for name in logs if f"-{array}_" in name]) == NUM
     assert cluster.job(collect)["JobState"] == "COMPLETED", logs
     clones = [checkout.path / f"work/sweeps/rates/{task + 1}" for task in range(NUM)]
-    adapters = [promise.describe(clone / "models/adapter") for clone in clones]
+    adapters = [promise.describe(clone / "models/sft") for clone in clones]
     assert adapters[0] == golden["adapter"]
     assert len({tuple(adapter.items()) for adapter in adapters}) == NUM
     refs = "for-each-ref --format='%(refname:lstrip=-1)' refs/exps"

@@ -124,8 +124,8 @@ def outcome(folder: Path) -> dict:
 def published(folder: Path) -> dict:
     """What DVC takes from it."""
     return {
-        "adapter": describe(folder / "models/adapter"),
-        "curve": curve(folder / "plots/learning_curve.csv"),
+        "adapter": describe(folder / "models/sft"),
+        "curve": curve(folder / "plots/sft.csv"),
     }
 
 
@@ -141,7 +141,7 @@ def check_finished(folder: Path, golden: dict, *, most_redone: int = SAVE_EVERY)
     Raises:
         Lost: what it left is not what an uninterrupted one leaves.
     """
-    must((folder / "models/adapter").is_dir(), "no adapter was published")
+    must((folder / "models/sft").is_dir(), "no adapter was published")
     found = outcome(folder)
     must(found["adapter"] == golden["adapter"], "the adapter is not the golden one")
     must(found["curve"] == golden["curve"], "the learning curve is not the golden one")

@@ -32,7 +32,7 @@ def main(folder: Path, changed: dict) -> None:
     from siftune.resume.attempt import Attempt
     from siftune.resume.fingerprint import Fingerprint
     from siftune.resume.stopping import StopRequest
-    from siftune.training import adapters, loading, sft
+    from siftune.training import adapters, loading, phases, sft
 
     os.chdir(folder)
     base, encoded, adapter = Path("base"), Path("encoded"), Path("adapter")
@@ -54,8 +54,8 @@ def main(folder: Path, changed: dict) -> None:
     trainer.train_from(start.begin())
     adapters.save(trainer.model, adapter, base="x", first=trainer.first_factors)
     trained = merging.logits(trainer.model.eval(), ROWS)
-    loaded = merging.logits(merging.load_trained(base, adapter, num_tokens=0), ROWS)
-    merged = merging.merge(base, adapter, num_tokens=0).to(models.device())
+    loaded = merging.logits(merging.load_trained(base, [adapter], num_tokens=0), ROWS)
+    merged = phases.merged(base, [adapter], num_tokens=0).to(models.device())
     told = {
         "losses": [row["train_loss"] for row in curve.rows.values()],
         "loaded": loading.facts(trainer.model, load),

@@ -113,11 +113,12 @@ def full_id(wanted: str) -> str:
 
 
 def _datasets() -> Iterator[tuple[str, Any]]:
-    if not tokens.FOLDER.exists():
-        raise UserError(f"{tokens.FOLDER} is not there; encode writes it. Run `dvc repro encode`.")
+    folder = tokens.folder_of("sft")
+    if not folder.exists():
+        raise UserError(f"{folder} is not there; encode writes it. Run `dvc repro encode`.")
     for split in tokens.SPLITS:
-        if tokens.path(split, tokens.FOLDER).exists():
-            yield split, tokens.read(split, tokens.FOLDER)
+        if tokens.path(split, folder).exists():
+            yield split, tokens.read(split, folder)
 
 
 def _ids_beginning(text: str) -> list[str]:

@@ -49,7 +49,7 @@ class Attempt:
         return found
 
     def is_save_due(self, step: int) -> bool:
-        """Whether the interval of `sft.save_every` has passed."""
+        """Whether the interval of `save_every` has passed."""
         if self._in_steps:
             return step % self._save_every == 0
         return time.monotonic() - self._saved_at >= 60 * self._save_every

@@ -31,11 +31,18 @@ class _Stopped(BaseException):
 
 
 class Resumable(Trainer):
-    """Put before the trainer that it extends: `class SftTrainer(Resumable, SFTTrainer)`."""
+    """Put before the trainer that it extends: `class SftTrainer(Resumable, SFTTrainer)`.
 
-    def __init__(self, *args: Any, attempt: Attempt, best: Best, **kwargs: Any) -> None:
-        self._attempt = attempt
+    Args:
+        phase: the section of params.yaml, for messages.
+        attempt: decides when to save and to stop.
+        best: what evaluations have shown.
+    """
+
+    def __init__(self, *args: Any, phase: str, attempt: Attempt, best: Best, **kwargs: Any) -> None:
+        self.phase = phase
         self.best = best
+        self._attempt = attempt
         self._micro_step = (0, 0)  # (optimiser step, micro batch in it)
         self._evaluating = False
         super().__init__(*args, **kwargs)
@@ -102,7 +109,8 @@ class Resumable(Trainer):
             raise UserError(
                 f"the loss at step {self.state.global_step} is {loss}: what follows would be "
                 f"worthless. The checkpoint of step {self._attempt.step} is kept. Lower "
-                "sft.learning_rate, warm up longer, or look at the rows with `siftune data page`."
+                f"{self.phase}.learning_rate, warm up longer, or look at the rows with "
+                "`siftune data page`."
             )
         super().log(logs, start_time)
 
@@ -179,12 +187,13 @@ class Resumable(Trainer):
         if smaller is None:
             raise UserError(
                 f"GPU out of memory at step {self.state.global_step}, with one row at a time. "
-                "Set sft.trainer.gradient_checkpointing, lower encode.max_length or sft.lora.rank, "
-                "or take a GPU with more memory. Checkpoints are kept."
+                f"Set {self.phase}.trainer.gradient_checkpointing, lower encode.max_length or "
+                f"{self.phase}.lora.rank, or take a GPU with more memory. Checkpoints are kept."
             ) from None
         self._attempt.fit(smaller)
         raise StartAgain(
             f"GPU OUT OF MEMORY at step {self.state.global_step} with a micro batch of {used}. "
             f"Going on from step {self._attempt.step} with a micro batch of {smaller} and more "
-            "accumulation: the global batch is the same. Set sft.micro_batch to it for next time."
+            f"accumulation: the global batch is the same. Set {self.phase}.micro_batch to it for "
+            "next time."
         ) from None

@@ -22,7 +22,7 @@ def show() -> None:
 def listing() -> Iterator[str]:
     """The lines of `siftune samples`."""
     saved = weights.of_checkpoints()
-    published = [one for one in (Weights("adapter", weights.ADAPTER),) if one.path.is_dir()]
+    published = weights.of_phases()
     if not saved and not published:
         yield "No training has saved a checkpoint here yet; `dvc repro sft` trains."
         return

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from siftune import generation, gguf_tokenizer, llama_cpp, merging, models
 from siftune.stage import UserError
 from siftune.talk.weights import BASE, MERGED, Weights
+from siftune.training import phases
 
 LONGEST_CONTEXT = 8192  # of a GGUF file: its memory is taken at once
 
@@ -104,7 +105,8 @@ def load(weights: Weights, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
     weights.refuse_strange()
     with weights.while_read():
         weights.refuse_broken()
-        return merging.load_trained(base, weights.path, num_tokens=len(tokenizer))
+        trained = [*phases.before(weights.phase), weights.path]
+        return merging.load_trained(base, trained, num_tokens=len(tokenizer))
 
 
 def _of_gguf(path: Path, tokenizer: PreTrainedTokenizerBase) -> Voice:

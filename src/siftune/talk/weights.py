@@ -11,10 +11,11 @@ from typing import Any
 
 from siftune import files, llama_cpp, status
 from siftune.resume import checkpoints
+from siftune.sections import PHASES
 from siftune.stage import UserError
 
 BASE, TOKENIZER = Path("models/base.json"), Path("models/tokenizer")
-ADAPTER, MERGED, GGUF = Path("models/adapter"), Path("models/merged"), Path("models/gguf")
+MERGED, GGUF = Path("models/merged"), Path("models/gguf")
 NEWEST = "newest"
 # Of a checkpoint; the rest of it is for going on.
 _READ = ("adapter_", "config.json", "generation_config.json", "model")
@@ -27,6 +28,7 @@ class Weights:
     name: str
     path: Path
     manifest: dict[str, Any] | None = None  # of a checkpoint
+    phase: str | None = None  # that trained them; None: not one alone
 
     def refuse_strange(self) -> None:
         """Make sure that they were trained from the base and the tokenizer that are here.
@@ -43,11 +45,14 @@ class Weights:
             is_strange = theirs != ours
         else:
             inputs = self.manifest["fingerprint"]["inputs"]
-            is_strange = any(inputs.get(name) != sha256 for name, sha256 in _origin().items())
+            is_strange = any(
+                inputs.get(name) != sha256 for name, sha256 in _origin(self.phase).items()
+            )
         if is_strange:
             raise UserError(
-                f"{self.name} ({self.path}) was trained from another base model, or with another "
-                f"tokenizer or chat template, than {BASE} and {TOKENIZER} are now: it would be "
+                f"{self.name} ({self.path}) was trained from another base model, with another "
+                f"tokenizer or chat template, or after another earlier phase, than {BASE}, "
+                f"{TOKENIZER} and models/ have now: it would be "
                 "asked in another form than it learned. Put params.yaml back to what it was "
                 "trained with and run `dvc repro encode`, or train anew."
             )
@@ -84,9 +89,24 @@ class Weights:
 def of_checkpoints() -> list[Weights]:
     """All published checkpoints, those of the newest training first, and of each the newest."""
     return [
-        Weights(f"{training.name[:8]}/{manifest['step']}", folder, manifest)
+        Weights(
+            f"{training.name[:8]}/{manifest['step']}",
+            folder,
+            manifest,
+            next(iter(manifest["fingerprint"]["params"])),
+        )
         for training in status.trainings()
         for folder, manifest in checkpoints.published(training / "checkpoints")
+    ]
+
+
+def of_phases() -> list[Weights]:
+    """What each phase has published, the last first; one that was left out left an empty folder."""
+    folders = {phase: Path("models") / phase for phase in reversed(PHASES)}
+    return [
+        Weights(phase, folder, phase=phase)
+        for phase, folder in folders.items()
+        if folder.is_dir() and any(folder.iterdir())
     ]
 
 
@@ -99,9 +119,9 @@ def all_here() -> list[Weights]:
     for path in (BASE, TOKENIZER):
         if not path.exists():
             raise UserError(f"{path} is not there: nothing can be asked. Run `dvc repro encode`.")
-    finished = [Weights("merged", MERGED), Weights("adapter", ADAPTER)]
     return [
-        *(one for one in finished if one.path.is_dir()),
+        *([Weights("merged", MERGED)] if MERGED.is_dir() else []),
+        *of_phases(),
         *of_checkpoints(),
         *(Weights(kind, path) for kind, path in llama_cpp.gguf_files(GGUF).items()),
         Weights("base", BASE),
@@ -127,8 +147,12 @@ def find(wanted: str, among: list[Weights]) -> Weights:
     raise UserError(f"There is no {wanted!r} to be asked here. There are: {names or 'none yet'}.")
 
 
-def _origin() -> dict[str, str]:
-    """The base and the tokenizer as the inputs of a training's fingerprint name them."""
-    described = files.describe_folder(TOKENIZER)
-    tokenizer = {f"{TOKENIZER}/{name}": file["sha256"] for name, file in described.items()}
-    return {str(BASE): files.sha256(BASE), **tokenizer}
+def _origin(phase: str | None) -> dict[str, str]:
+    """What a phase begins from, as the inputs of its fingerprint name it."""
+    names = list(PHASES)
+    earlier = [Path("models") / name for name in names[: names.index(phase)]] if phase else []
+    return {str(BASE): files.sha256(BASE)} | {
+        f"{folder}/{name}": file["sha256"]
+        for folder in (TOKENIZER, *earlier)
+        for name, file in files.describe_folder(folder).items()
+    }

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from siftune import files
-from siftune.sections import Lora, Sft
+from siftune.sections import Lora, Training
 from siftune.stage import UserError
 from siftune.training import engine
 
@@ -68,7 +68,7 @@ def require(model: PreTrainedModel, lora: Lora) -> None:
 
 
 def attach(
-    model: PreTrainedModel, section: Sft, *, num_tokens: int, num_new_tokens: int
+    model: PreTrainedModel, section: Training, *, num_tokens: int, num_new_tokens: int
 ) -> PeftModel:
     """The section's adapter on its base; its first weights are drawn from the section's seed.
 

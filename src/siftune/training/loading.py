@@ -1,6 +1,7 @@
 """The base for a training: engine, dtype, attention and quantisation, and which were chosen."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,27 @@ from transformers import (
 )
 
 from siftune import models
-from siftune.sections import Load, Sft
+from siftune.sections import Load, Training
 from siftune.stage import UserError
-from siftune.training import adapters, engine, requirements
+from siftune.training import adapters, engine, phases, requirements
 
 
-def base(folder: Path, section: Sft, *, num_tokens: int) -> PreTrainedModel:
+def base(
+    folder: Path,
+    section: Training,
+    *,
+    num_tokens: int,
+    earlier: Sequence[Path] = (),
+    scratch: Path | None = None,
+) -> PreTrainedModel:
     """The base as the section wants it; what is impossible is refused before weights are read.
 
     Weights that are trained themselves are fp32, whatever is computed in; those below an adapter
     are in the dtype that is computed in.
+
+    Args:
+        earlier: what phases before this one trained (`phases`); the base is that with the base.
+        scratch: where that is written if it can only be loaded from a folder.
 
     Raises:
         UserError: this machine or this architecture cannot do what params say.
@@ -36,12 +48,16 @@ def base(folder: Path, section: Sft, *, num_tokens: int) -> PreTrainedModel:
     if section.lora:
         adapters.require(skeleton, section.lora)
     dtype = requirements.dtype_of(load) if section.lora else torch.float32
-    if fast_models := engine.start(load):
+    fast_models = engine.start(load)
+    if earlier and (load.quantise or fast_models):
+        assert scratch
+        folder, earlier = phases.written(folder, earlier, scratch, num_tokens=num_tokens), ()
+    if fast_models:
         return _by_unsloth(fast_models, folder, load, settings, num_tokens)
     how: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if load.quantise:
         how |= {"quantization_config": _quantised(load), "device_map": _this_gpu()}
-    return models.load_model(folder, num_tokens=num_tokens, dtype=dtype, **how)
+    return phases.start(folder, earlier, num_tokens=num_tokens, dtype=dtype, **how)
 
 
 def facts(model: PreTrainedModel, load: Load) -> dict[str, Any]:

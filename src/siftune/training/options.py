@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from siftune import models
-from siftune.sections import Sft
+from siftune.sections import Training
 from siftune.stage import UserError
 from siftune.training import requirements
 
@@ -18,7 +18,7 @@ C = TypeVar("C", bound=TrainingArguments)
 
 def of_section(
     kind: type[C],
-    section: Sft,
+    section: Training,
     *,
     micro_batch: int,
     num_accumulated: int,
@@ -35,7 +35,7 @@ def of_section(
     Raises:
         UserError: `trainer` has an option that TRL does not know, or one that is ours to set.
     """
-    name, dtype = type(section).__name__.lower(), requirements.dtype_of(section.load)
+    name, dtype = section.phase, requirements.dtype_of(section.load)
     ours |= {
         "output_dir": str(folder),
         "seed": section.seed,

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from siftune.sections import Load, Lora, Sft
+from siftune.sections import Load, Lora, Training
 from siftune.stage import UserError
 
 if TYPE_CHECKING:
@@ -14,15 +14,14 @@ FOUR_BIT = ("nf4", "fp4")
 FLASH_FROM = (8, 0)
 
 
-def require_consistent(section: Sft) -> None:
+def require_consistent(section: Training) -> None:
     """Refuse what cannot go together on any machine; no library of models is imported.
 
     Raises:
         UserError: with the key, and what is valid.
     """
-    name = type(section).__name__.lower()
     for key, problem in _contradictions(section.lora, section.load):
-        raise UserError(f"params.yaml: {name}.{key}: {problem}")
+        raise UserError(f"params.yaml: {section.phase}.{key}: {problem}")
 
 
 def require_machine(load: Load) -> None:

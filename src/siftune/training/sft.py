@@ -1,10 +1,12 @@
 """Supervised fine-tuning with TRL: params → trainer → adapter and learning curve."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,7 +21,7 @@ from siftune.resume import agreement
 from siftune.resume.attempt import Attempt
 from siftune.resume.best import Best
 from siftune.resume.trainer import Resumable
-from siftune.sections import Sft
+from siftune.sections import Training
 from siftune.stage import UserError
 from siftune.training import adapters, options
 
@@ -77,11 +79,11 @@ class SftTrainer(Resumable, SFTTrainer):
         return min(max(remainder - self.args.process_index * num_rows, 0), num_rows)
 
 
-def config(sft: Sft, *, micro_batch: int, num_accumulated: int, folder: Path) -> SFTConfig:
+def config(section: Training, *, micro_batch: int, num_accumulated: int, folder: Path) -> SFTConfig:
     """The section as TRL takes it; the arguments are those of `options.of_section`."""
     return options.of_section(
         SFTConfig,
-        sft,
+        section,
         micro_batch=micro_batch,
         num_accumulated=num_accumulated,
         folder=folder,
@@ -89,16 +91,23 @@ def config(sft: Sft, *, micro_batch: int, num_accumulated: int, folder: Path) ->
     )
 
 
+def conversations(split: str, encoded: Path) -> Dataset:
+    """The rows of a split as they were encoded: input_ids, labels."""
+    return tokens.read(split, encoded).select_columns(["input_ids", "labels"])
+
+
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    sft: Sft,
+    sft: Training,
     encoded: Path,
     num_new_tokens: int,
     curve: LearningCurve,
     attempt: Attempt,
     folder: Path,
+    kind: type[SftTrainer] = SftTrainer,
+    read: Callable[[str, Path], Dataset] = conversations,
 ) -> SftTrainer:
     """A trainer on the splits in the folder `encoded`, whose numbers go to `curve`.
 
@@ -106,6 +115,7 @@ def make_trainer(
         num_new_tokens: the last tokens of the tokenizer, that the base has not seen.
         attempt: decides when to save and to stop.
         folder: TRL wants one; nothing is written there.
+        read: a split of the folder `encoded` as rows to train on.
     """
     output_head.install_on_cpu()
     if sft.lora:
@@ -114,18 +124,19 @@ def make_trainer(
         )
     micro_batch = attempt.micro_batch(sft.micro_batch)
     num_accumulated = batches.accumulation(
+        sft.phase,
         global_batch=sft.global_batch,
         micro_batch=micro_batch,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
     )
-    columns = ["input_ids", "labels"]
-    trainer = SftTrainer(
+    trainer = kind(
         model,
+        phase=sft.phase,
         attempt=attempt,
         best=Best(keep=sft.keep == "best", patience=sft.patience),
         args=config(sft, micro_batch=micro_batch, num_accumulated=num_accumulated, folder=folder),
-        train_dataset=tokens.read("train", encoded).select_columns(columns),
-        eval_dataset=tokens.read("validation", encoded).select_columns(columns),
+        train_dataset=read("train", encoded),
+        eval_dataset=read("validation", encoded),
         processing_class=tokenizer,
         callbacks=[curve],
     )
@@ -141,7 +152,7 @@ def make_trainer(
     return trainer
 
 
-def check_batches(trainer: SFTTrainer) -> None:
+def check_batches(trainer: SftTrainer) -> None:
     """Prove on two short conversations that a batch of both trains what each trains alone.
 
     A collator that hides the stop token because it is also the padding, or an option that lets one
@@ -159,12 +170,12 @@ def check_batches(trainer: SFTTrainer) -> None:
     num_encoded = sum(label != IGNORED for row in rows for label in row["labels"])
     if num_together != num_encoded or num_alone != num_encoded:
         raise UserError(
-            f"params.yaml: sft.trainer: in a batch, {num_together} tokens of two conversations are "
-            f"trained, where encode marked {num_encoded}. An option there changes the labels."
+            f"params.yaml: {trainer.phase}.trainer: in a batch, {num_together} tokens of two rows "
+            f"are trained, where encode marked {num_encoded}. An option there changes the labels."
         )
     if abs(loss_together - loss_alone) > MAX_LOSS_DIFFERENCE * num_encoded:
         raise UserError(
-            "params.yaml: sft.trainer: two conversations in one batch have a loss of "
+            f"params.yaml: {trainer.phase}.trainer: two rows in one batch have a loss of "
             f"{loss_together / num_encoded:.4f} a token, but {loss_alone / num_encoded:.4f} each "
             "alone: one sees the other. An option there (padding_free, packing) needs an attention "
             "that keeps them apart."

@@ -123,14 +123,14 @@ def _other_training(trial: Trial, which: str, store: Path, told: str) -> None:
 
 
 def _refuses(trial: Trial, which: str, *words: str, **start: object) -> None:
-    before = promise.describe(trial.folder / "models/adapter")
+    before = promise.describe(trial.folder / "models/sft")
     running = trial.start(**start)
     code = running.wait(HANG)
     must(code == 78, f"{which}: it ended with {code}: {running.err[-600:]}")
     for word in words:
         must(word in running.err, f"{which}: {word!r} is not told: {running.err[-600:]}", Silent)
     must("Traceback" not in running.err, f"{which}: a traceback", Silent)
-    must(promise.describe(trial.folder / "models/adapter") == before, f"{which}: published")
+    must(promise.describe(trial.folder / "models/sft") == before, f"{which}: published")
 
 
 def _change(folder: Path, what: str, draw: random.Random) -> str:

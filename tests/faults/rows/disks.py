@@ -41,7 +41,7 @@ def fails(trial: Trial) -> None:
     expected = {"export": NUM_STEPS, "save": step - SAVE_EVERY, "metrics": step - SAVE_EVERY}
     newest = trial.newest()
     must(newest == expected[which.split()[-1]], f"{told}: the newest is that of step {newest}")
-    must(not (trial.folder / "models/adapter").exists(), f"{told}: a part was published")
+    must(not (trial.folder / "models/sft").exists(), f"{told}: a part was published")
     (trial.folder / FILLER).unlink(missing_ok=True)
     trial.finish(resumed_from=newest)
 

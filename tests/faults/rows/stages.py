@@ -12,7 +12,7 @@ from trial import HANG, Trial
 OUTPUTS = {
     "train/fetch.py": ("models/base.json", "data/raw", "data/raw.json"),
     "train/prepare.py": ("data/prepared",),
-    "train/encode.py": ("data/tokens", "models/tokenizer", "plots/token_lengths.csv"),
+    "train/encode.py": ("data/tokens/sft", "models/tokenizer", "plots/token_lengths.csv"),
     "export/merge.py": ("models/merged",),
     "export/to_gguf.py": ("models/gguf",),
     "eval/benchmark.py": ("data/answers",),

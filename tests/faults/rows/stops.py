@@ -47,7 +47,7 @@ def in_a_phase(trial: Trial) -> None:
     else:
         must(code == 75, f"{phase}: {number.name} ended it with {code}: {running.err[-600:]}")
         must("siftune: stopped" in running.err, f"{phase}: no word: {running.err!r}", Silent)
-    must(not (trial.folder / "models/adapter").exists(), f"{phase}: 75, and yet published")
+    must(not (trial.folder / "models/sft").exists(), f"{phase}: 75, and yet published")
     trial.finish(resumed_from=newest, most_redone=0)
 
 

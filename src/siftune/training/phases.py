@@ -1,0 +1,101 @@
+"""The chain of phases: each starts from the base with what all phases before it have trained."""
+
+import fcntl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from siftune import files, models
+from siftune.sections import PHASES
+from siftune.stage import UserError
+from siftune.training import adapters, left_out
+
+
+def before(phase: str | None = None) -> list[Path]:
+    """What the phases before this one trained, in their order; None: what all of them did.
+
+    Only settings are read, no weights.
+
+    Raises:
+        UserError: what a phase leaves is not there, or was trained on another base.
+    """
+    names = list(PHASES)
+    earlier = names[: names.index(phase)] if phase else names
+    found = []
+    for name in earlier:
+        folder = left_out.published(name)
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not there. Run `dvc repro {name}`.")
+        if any(folder.iterdir()):
+            _refuse_another_base(name, folder)
+            found.append(folder)
+    return found
+
+
+def start(
+    base: Path,
+    trained: Sequence[Path],
+    *,
+    num_tokens: int,
+    dtype: torch.dtype | None = None,
+    **how: Any,
+) -> PreTrainedModel:
+    """As `models.load_model`, after the phases that left `trained`; these are merged in memory."""
+    if not trained:
+        return models.load_model(base, num_tokens=num_tokens, dtype=dtype, **how)
+    model = merged(base, trained, num_tokens=num_tokens, **how)
+    return model.to(dtype or models.device_dtype()).to(models.device()).eval()
+
+
+def merged(base: Path, trained: Sequence[Path], *, num_tokens: int, **how: Any) -> PreTrainedModel:
+    """The base with what each phase trained, on the CPU in the base's own dtype.
+
+    A sum is made in fp32, and rounded to that dtype after each phase: so this is what the next one
+    began from.
+
+    Args:
+        num_tokens, how: as for `models.load_model`.
+    """
+    model = models.load_model(base, num_tokens=num_tokens, dtype="auto", **how).cpu()
+    for folder in trained:
+        model = _after(model, folder)
+    return model
+
+
+def written(base: Path, trained: Sequence[Path], target: Path, *, num_tokens: int) -> Path:
+    """`merged` in the folder `target`, once for all processes of a training and all its starts."""
+    with target.with_suffix(".lock").open("w") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if not target.exists():
+            with files.published_folder(target) as aside:
+                merged(base, trained, num_tokens=num_tokens).save_pretrained(aside)
+                models.load_tokenizer().save_pretrained(aside)
+    return target
+
+
+def _after(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    if not adapters.is_adapter(folder):
+        whole = models.load_model(folder, dtype=torch.float32)
+        model.load_state_dict(whole.state_dict())
+        return model
+    dtype = model.dtype
+    adapter = PeftModel.from_pretrained(model.float(), str(folder))
+    after: PreTrainedModel = adapter.merge_and_unload(safe_merge=True).to(dtype)
+    return after
+
+
+def _refuse_another_base(phase: str, folder: Path) -> None:
+    if not adapters.is_adapter(folder):
+        return
+    theirs = files.read_json(folder / adapters.SETTINGS)["base_model_name_or_path"]
+    ours = files.read_json(models.MANIFEST)["source"]
+    if theirs != ours:
+        raise UserError(
+            f"{folder} is an adapter for {theirs}, and {models.MANIFEST} describes {ours}: what "
+            f"{phase} learned does not fit there. Run `dvc repro {phase}` to train it on {ours}, "
+            "or put params.yaml: model back."
+        )
