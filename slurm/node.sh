@@ -39,6 +39,14 @@ for name in $(compgen -e); do
         USER | LOGNAME | LANG | LC_* | TZ) pass "$name" "${!name}" ;;
     esac
 done
+# DVC signs the commits of experiments, and the image sees no ~/.gitconfig; who has none there is known by the login name.
+git_name=$(git config user.name 2>/dev/null || id -un)
+git_email=$(git config user.email 2>/dev/null || echo "$(id -un)@$(hostname)")
+for role in AUTHOR COMMITTER; do
+    name=GIT_${role}_NAME email=GIT_${role}_EMAIL
+    pass "$name" "${!name:-$git_name}"
+    pass "$email" "${!email:-$git_email}"
+done
 pass HF_HUB_OFFLINE "${HF_HUB_OFFLINE:-1}"
 pass DVC_NO_ANALYTICS 1
 pass PYTHONPATH "$root/src"

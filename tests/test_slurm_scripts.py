@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ EVIL = [
     "new\nline",
     "-rf",
 ]
+
+SIGNATURE = {f"GIT_{role}_{what}" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 @pytest.fixture
@@ -74,10 +77,33 @@ def test_only_what_is_meant_to_enters_the_image(clone):
         "TZ",
         "DVC_NO_ANALYTICS",
         "OMP_NUM_THREADS",
-        "GIT_AUTHOR_NAME",
+        *SIGNATURE,
     } | {name for name in others if name.lower().endswith("_proxy")}
     assert "hush" not in "".join(arguments(clone, "apptainer"))
     assert {"--cleanenv", "--no-home", "--no-eval"} <= set(arguments(clone, "apptainer"))
+
+
+def test_the_commits_of_experiments_are_signed(clone, monkeypatch):
+    """As git would on the login node; DVC in the image sees no ~/.gitconfig."""
+
+    def signature(**environment: str) -> dict[str, str]:
+        in_job(clone, "train.sh", **environment)
+        passed = surroundings(clone, "apptainer")
+        return {name: passed[f"APPTAINERENV_{name}"] for name in SIGNATURE}
+
+    config = clone.parent / "gitconfig"
+    config.write_text("[user]\n    name = Wang Wei 王維\n    email = w@example.org\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    signed = signature(GIT_AUTHOR_NAME="Du Fu")
+    assert signed["GIT_AUTHOR_NAME"] == "Du Fu"
+    assert signed["GIT_COMMITTER_NAME"] == "Wang Wei 王維"
+    assert signed["GIT_AUTHOR_EMAIL"] == signed["GIT_COMMITTER_EMAIL"] == "w@example.org"
+    config.write_text("")
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    unsigned = signature()
+    assert unsigned["GIT_AUTHOR_NAME"] == user
+    assert unsigned["GIT_AUTHOR_EMAIL"].startswith(f"{user}@")
 
 
 def test_a_path_is_bound_whatever_its_name(clone):

@@ -52,6 +52,7 @@ LONG = (
     "a_signal_by_hand",
     "a_dead_node",
     "a_job_that_is_pushed_aside",
+    "secrets_stay",
     "scancel",
     "two_nodes",
 )

@@ -10,6 +10,8 @@ import promise
 import pytest
 import yaml
 
+# One counts who does so in the whole cluster.
+reaches_out = pytest.mark.xdist_group("reaches for the network")
 # Each says its name, and only where it runs in the image.
 SHELL = "[ ! -d /opt/siftune ] || echo {name} >>{marks}\n"
 PYTHON = """import os
@@ -95,10 +97,6 @@ def test_the_users_surroundings_run_nothing_in_the_image(cluster, checkout, evil
     assert cluster.wait(number)["JobState"] == "COMPLETED", cluster.log(number)
     assert not marks.exists(), f"run in the image: {set(marks.read_text().split())}"
     promise.check_finished(checkout.path, golden, most_redone=0)
-
-
-# One counts what the other does.
-reaches_out = pytest.mark.xdist_group("reaches out")
 
 
 @reaches_out

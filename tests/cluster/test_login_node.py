@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from prepared import ROOT
 
+# As the tests that count who does so.
+pytestmark = pytest.mark.xdist_group("reaches for the network")
 AS_TYPED = "cd {} && export SIFTUNE_SITE=test && {}"
 
 
