@@ -1,6 +1,7 @@
 """Tiny models and rows for the tests of siftune.throughput, and what the rows alone would give."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-sliding": ("phi3", {"sliding_window": WINDOW}),
 }  # fmt: skip
 
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.2,
+}  # fmt: skip
+
 
 def model(shape: str, dtype: torch.dtype = torch.float32, *, own_lora: bool = False) -> Any:
     """A random model of two layers with LoRA on all linear layers, its matrices B not at zero.
@@ -43,16 +51,10 @@ def model(shape: str, dtype: torch.dtype = torch.float32, *, own_lora: bool = Fa
     The same weights each time; computed by PEFT, or by `throughput.lora`.
     """
     kind, special = SHAPES[shape]
-    common = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-        "initializer_range": 0.2,
-    }  # fmt: skip
     torch.manual_seed(0)
     # Eager is the definition: of the others, some leave out Gemma-2's soft-capping.
     base = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(kind, **(common | special)), attn_implementation="eager"
+        AutoConfig.for_model(kind, **(COMMON | special)), attn_implementation="eager"
     )
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
     if own_lora:
@@ -143,3 +145,54 @@ def difference(one: Result, other: Result) -> float:
         for name, gradient in other[1].items()
     ]
     return max(abs(one[0] / other[0] - 1), *of_gradients)
+
+
+def leak(monkeypatch) -> None:
+    """A row's own tokens also see those of the row before it in the pack."""
+
+    def everything(segments):
+        return tuple(
+            planner.Segment(s.start, s.end, s.position, max(i - 1, -1), s.subtree_end)
+            for i, s in enumerate(segments)
+        )
+
+    original = planner._with_subtrees
+    monkeypatch.setattr(planner, "_with_subtrees", lambda found: everything(original(found)))
+
+    def wider(made, segment, window, like):
+        num_before = sum(s.end - s.start for s in made.segments if s.end <= segment.start)
+        length = segment.end - segment.start
+        return torch.ones(length, num_before + length, dtype=torch.bool).tril(num_before)
+
+    monkeypatch.setattr(attention, "_mask", wider)
+
+
+def wrong_positions(monkeypatch) -> None:
+    """Positions go on over the whole pack."""
+    original = loss.inputs
+
+    def running(made):
+        positions = torch.arange(made.input_ids.shape[1])[None]
+        return original(made) | {"position_ids": positions}
+
+    monkeypatch.setattr(loss, "inputs", running)
+
+
+def counted_once(monkeypatch) -> None:
+    """A trained token that rows share counts as one."""
+    original = layout.lay_out
+
+    def once(*given):
+        made = original(*given)
+        pairs = torch.unique(torch.stack([made.source_of, made.targets]), dim=1)
+        return replace(made, source_of=pairs[0].contiguous(), targets=pairs[1])
+
+    monkeypatch.setattr(layout, "lay_out", once)
+
+
+def lost_weight(monkeypatch) -> None:
+    """Each pack is divided by its own trained tokens instead of the batch's."""
+    original = loss.training_loss
+    monkeypatch.setattr(
+        loss, "training_loss", lambda model, made, _: original(model, made, len(made.targets))
+    )

@@ -58,6 +58,8 @@ def test_sections_come_as_they_are_written(params):
             {"warm": {"temperature": 1.0, "top_p": 1.5}},
             r"samples\.decodings\.warm\.top_p: Input should be less than or equal to 1, not 1\.5",
         ),
+        ("sft", "micro_batch", 0, r"sft\.micro_batch: .* number of rows \(4\) or a token budget"),
+        ("sft", "micro_batch", "4096", r"sft\.micro_batch: .* token budget .*, not '4096'"),
         ("samples", "decodings", {}, r"samples\.decodings: .* at least 1 item"),
         ("samples", "decodings", {"too warm": {}}, r"samples\.decodings\.too warm.*match pattern"),
         ("prepare", "test", 1.5, r"prepare\.test: Input should be less than or equal to 1"),

@@ -1,52 +1,29 @@
 """Stopped or killed anywhere, a training ends with the same bits as one that was not."""
 
-import contextlib
 import itertools
 import json
 import math
 import os
 import shutil
-import socket
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small
 import torch
-from accelerate.state import AcceleratorState
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
+from trainings import ADAPTER, STATE, Sink, in_ranks, kill_after, losses, put, state
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from siftune import tokens
 from siftune.learning_curve import LearningCurve
-from siftune.resume import attempt, best, checkpoints, trainer
+from siftune.resume import attempt, best, checkpoints
 from siftune.sections import Sft
 from siftune.stage import RunAgain, StartAgain, UserError
 from siftune.training import sft as training
 
-ADAPTER = "adapter_model.safetensors"
 NUM_ROWS, NUM_STEPS = 19, 10  # two epochs of five steps; the last of an epoch has three rows
-STATE = ("optimizer.pt", "scheduler.pt", trainer.STATE)
-WEIGHTS = {ADAPTER, "model.safetensors", best.STATE, best.WEIGHTS}
-
-
-class Sink:
-    """Takes what a run would log."""
-
-    def __init__(self):
-        self.rows = {}
-
-    def log(self, values, *, step):
-        for name, value in values.items():
-            assert (step, name) not in self.rows, "logged twice"
-            self.rows[step, name] = value
-
-    def learned(self) -> dict[tuple[int, str], float]:
-        """What does not depend on the clock."""
-        names = ("train_loss", "validation_loss", "grad_norm", "learning_rate")
-        return {place: value for place, value in self.rows.items() if place[1] in names}
 
 
 def sft(**changed) -> Sft:
@@ -127,19 +104,6 @@ def whole(make, tmp_path_factory):
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def put(checkpoint: Path, start) -> None:
-    """What an earlier start, which died later, had published."""
-    start.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(checkpoint, start.checkpoints.folder / checkpoint.name)
-
-
-def state(folder: Path) -> dict[str, str]:
-    """What the training goes on from, as sha256."""
-    files = checkpoints.verify(folder).manifest["files"]
-    names = [*STATE, *sorted(WEIGHTS & set(files))]
-    return {name: files[name]["sha256"] for name in names}
 
 
 def assert_goes_on_exactly(make, whole, step, **changed):
@@ -235,22 +199,6 @@ def test_patience_ends_at_the_same_step_after_a_kill(step, make, whole, here, mo
     assert log.rows == {}
 
 
-def kill_after(made, start, step: int) -> None:
-    """Train until this step's first micro batch, and die there."""
-
-    class Killed(BaseException):
-        pass
-
-    def die() -> None:
-        if made.state.global_step == step:
-            raise Killed
-
-    start.stop.reason = die
-    with contextlib.suppress(Killed):
-        made.train_from(start.begin())
-    start.ended("stopped")  # or it counts as a crash
-
-
 def test_the_bits_would_show_a_difference(make, whole, here):
     """Other dropout, other rows or a lost optimiser, each is seen."""
     _, folders = whole()
@@ -303,31 +251,6 @@ def test_stopped_between_any_two_micro_batches_it_goes_on_exactly(make, whole, h
         assert before.learned() | after.learned() == log
 
 
-def in_ranks(num_ranks: int, work) -> None:
-    """Run `work(rank)` in processes that train together, in copies of this one."""
-    children = []
-    with socket.socket() as any_port:
-        any_port.bind(("127.0.0.1", 0))
-        port = any_port.getsockname()[1]
-    for rank in range(num_ranks):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}
-                os.environ.update({name: str(value) for name, value in local.items()})
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                AcceleratorState._reset_state(reset_partial_state=True)
-                work(rank)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * num_ranks
-
-
 NO_DROPOUT = small.lora(rank=2, alpha=4)
 
 
@@ -344,10 +267,6 @@ def test_two_ranks_learn_what_one_does(micro_batch, make, whole, here):
 
     in_ranks(2, work)
     assert json.loads(Path("losses.json").read_text()) == pytest.approx(losses(log), rel=1e-4)
-
-
-def losses(log: dict) -> list[float]:
-    return [value for (_, name), value in sorted(log.items()) if name.endswith("_loss")]
 
 
 def test_ranks_stop_together_and_go_on_exactly(make, here):

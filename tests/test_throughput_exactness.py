@@ -1,7 +1,5 @@
 """Packs with shared prefixes train exactly what their rows train alone, and bugs would show."""
 
-from dataclasses import replace
-
 import numpy as np
 import packs
 import pytest
@@ -24,7 +22,7 @@ def _share_all(monkeypatch):
 @pytest.mark.parametrize("shape", packs.SHAPES)
 def test_loss_and_gradients_are_those_of_the_rows_alone(shape, own_lora):
     model, rows = packs.model(shape, own_lora=own_lora), packs.rows()
-    limits.check(model, max(map(len, rows[0])))
+    limits.check(model, max(map(len, rows[0])), key="")
     alone = packs.alone(packs.model(shape), rows)
     assert packs.difference(packs.packed(model, rows), alone) < TOLERANCE
     assert packs.difference(packs.packed(model, rows, budget=30), alone) < TOLERANCE
@@ -91,57 +89,6 @@ def test_forty_steps_have_one_loss_curve():
     assert wanted[-1] < 0.9 * wanted[0]
 
 
-def leak(monkeypatch) -> None:
-    """A row's own tokens also see those of the row before it in the pack."""
-
-    def everything(segments):
-        return tuple(
-            planner.Segment(s.start, s.end, s.position, max(i - 1, -1), s.subtree_end)
-            for i, s in enumerate(segments)
-        )
-
-    original = planner._with_subtrees
-    monkeypatch.setattr(planner, "_with_subtrees", lambda found: everything(original(found)))
-
-    def wider(made, segment, window, like):
-        num_before = sum(s.end - s.start for s in made.segments if s.end <= segment.start)
-        length = segment.end - segment.start
-        return torch.ones(length, num_before + length, dtype=torch.bool).tril(num_before)
-
-    monkeypatch.setattr(attention, "_mask", wider)
-
-
-def wrong_positions(monkeypatch) -> None:
-    """Positions go on over the whole pack."""
-    original = loss.inputs
-
-    def running(made):
-        positions = torch.arange(made.input_ids.shape[1])[None]
-        return original(made) | {"position_ids": positions}
-
-    monkeypatch.setattr(loss, "inputs", running)
-
-
-def counted_once(monkeypatch) -> None:
-    """A trained token that rows share counts as one."""
-    original = layout.lay_out
-
-    def once(*given):
-        made = original(*given)
-        pairs = torch.unique(torch.stack([made.source_of, made.targets]), dim=1)
-        return replace(made, source_of=pairs[0].contiguous(), targets=pairs[1])
-
-    monkeypatch.setattr(layout, "lay_out", once)
-
-
-def lost_weight(monkeypatch) -> None:
-    """Each pack is divided by its own trained tokens instead of the batch's."""
-    original = loss.training_loss
-    monkeypatch.setattr(
-        loss, "training_loss", lambda model, made, _: original(model, made, len(made.targets))
-    )
-
-
 def late_window(monkeypatch) -> None:
     """The window is one token too wide."""
     original = attention._mask
@@ -165,10 +112,10 @@ def dropped_cap(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("bug", "shape"),
     [
-        (leak, "llama"),
-        (wrong_positions, "llama"),
-        (counted_once, "llama"),
-        (lost_weight, "llama"),
+        (packs.leak, "llama"),
+        (packs.wrong_positions, "llama"),
+        (packs.counted_once, "llama"),
+        (packs.lost_weight, "llama"),
         (late_window, "mistral-sliding"),
         (dropped_cap, "gemma2"),
     ],
@@ -183,25 +130,28 @@ def test_the_check_catches(bug, shape, monkeypatch):
 
 def test_what_would_not_be_exact_is_refused():
     model = packs.model("llama")
-    model.base_model.model.model.layers[0].mlp.gate_proj.lora_dropout["default"] = torch.nn.Dropout(
-        0.1
-    )
-    with pytest.raises(UserError, match=r"gate_proj\.lora_dropout\.default: .* Set dropout to 0"):
-        limits.check(model, 10)
-    model = packs.model("llama")
+    limits.check(model, 10, key="here")
     model.config.attention_dropout = 0.1
-    with pytest.raises(UserError, match="attention_dropout"):
-        limits.check(model, 10)
+    with pytest.raises(UserError, match=r"here: no packs .* a number of rows.*attention_dropout"):
+        limits.check(model, 10, key="here")
     model.config.attention_dropout = 0.0
     model.config.rope_parameters = {
         "rope_type": "dynamic", "original_max_position_embeddings": 16
     }  # fmt: skip
-    limits.check(model, 16)
-    with pytest.raises(UserError, match=r"Beyond 16 tokens .* a row has 17"):
-        limits.check(model, 17)
+    limits.check(model, 16, key="here")
+    with pytest.raises(UserError, match=r"beyond 16 tokens .* a row has 17"):
+        limits.check(model, 17, key="here")
     model.config.model_type = "mamba"
-    with pytest.raises(UserError, match=r"families gemma2, .*; this one is mamba"):
-        limits.check(model, 10)
+    with pytest.raises(UserError, match=r"families gemma2, .*; this is mamba"):
+        limits.check(model, 10, key="here")
+
+
+def test_dropout_is_seen():
+    model = packs.model("llama")
+    assert not limits.has_dropout(model)
+    dropout = torch.nn.Dropout(0.1)
+    model.base_model.model.model.layers[0].mlp.gate_proj.lora_dropout["default"] = dropout
+    assert limits.has_dropout(model)
 
 
 def test_a_batch_without_a_layout_is_an_error_and_never_an_unmasked_batch():

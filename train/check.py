@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from siftune import config, files, preflight, stage
+from siftune import batches, config, files, preflight, stage
 from siftune.doctor import place
 
 
@@ -21,8 +21,14 @@ def main() -> None:
         # A login node, where the pipeline fetches, has no GPU: there the training's job says it.
         if models.device().type == "cuda" or not place.on_cluster():
             requirements.require_machine(section.load)
+        num_rows = batches.rows_at_once(
+            section.phase,
+            global_batch=section.global_batch,
+            micro_batch=section.micro_batch,
+            world_size=1,
+        )
         methods[section.phase].config(
-            section, micro_batch=section.micro_batch, num_accumulated=1, folder=Path("work")
+            section, micro_batch=num_rows, num_accumulated=1, folder=Path("work")
         )
     # The same text whatever the params: the stages after this one must not run again for it.
     with files.published_file(Path("data/checked.txt")) as aside:

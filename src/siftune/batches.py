@@ -3,6 +3,27 @@
 from siftune.stage import UserError
 
 
+def budget(micro_batch: int | str) -> int | None:
+    """Tokens of a pack, of a micro batch such as "4096 tokens"; None: it is a number of rows."""
+    return int(micro_batch.split()[0]) if isinstance(micro_batch, str) else None
+
+
+def rows_at_once(phase: str, *, global_batch: int, micro_batch: int | str, world_size: int) -> int:
+    """How many rows a process is given at once; with a token budget all of its step, to be cut up.
+
+    Raises:
+        UserError: the processes cannot share a step.
+    """
+    if not isinstance(micro_batch, str):
+        return micro_batch
+    if global_batch % world_size:
+        raise UserError(
+            f"params.yaml: {phase}.global_batch: {world_size} processes cannot share "
+            f"{global_batch} examples a step evenly. Choose a multiple of {world_size}."
+        )
+    return global_batch // world_size
+
+
 def accumulation(phase: str, *, global_batch: int, micro_batch: int, world_size: int) -> int:
     """Micro batches per optimiser step, from the global batch of a phase.
 

@@ -21,6 +21,7 @@ LOGGED = {
     "eval_loss": "validation_loss",
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
+    "computed_share": "computed_share",  # of the tokens in rows: packs share prefixes
 }
 CURVE = ("train_loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
 # Every step is logged; a log of plain lines needs fewer.

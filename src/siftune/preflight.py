@@ -20,12 +20,9 @@ def check(params: Any, *, world_size: int = 1) -> None:
     sources.check_model(params.model)
     sources.check_data(params.data)
     for section in config.phases(params):
-        batches.accumulation(
-            section.phase,
-            global_batch=section.global_batch,
-            micro_batch=section.micro_batch,
-            world_size=world_size,
-        )
+        asked = {"global_batch": section.global_batch, "world_size": world_size}
+        num_rows = batches.rows_at_once(section.phase, micro_batch=section.micro_batch, **asked)
+        batches.accumulation(section.phase, micro_batch=num_rows, **asked)
         requirements.require_consistent(section)
     decoding.require(params.samples)
     llama_cpp.require(params.to_gguf.types)

@@ -1,10 +1,12 @@
 """The sections of params.yaml: a frozen dataclass each, with the narrowest types."""
 
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 # Strict: YAML reads 1e-4 as text, and text is no number.
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -13,6 +15,19 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _micro_batch(value: object) -> object:
+    is_rows = type(value) is int and value > 0
+    if is_rows or (isinstance(value, str) and re.fullmatch(r"[1-9][0-9]* tokens", value)):
+        return value
+    raise PydanticCustomError(
+        "micro_batch", 'Input should be a number of rows (4) or a token budget ("4096 tokens")'
+    )
+
+
+# Rows padded to the longest, or packs of so many tokens whose rows share their prefixes.
+MicroBatch = Annotated[int | str, PlainValidator(_micro_batch)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -125,7 +140,7 @@ class Training:
     learning_rate: Annotated[float, Field(gt=0.0)]
     num_epochs: Annotated[float, Field(gt=0.0)]
     global_batch: Positive
-    micro_batch: Positive
+    micro_batch: MicroBatch
     eval_every: Positive  # steps
     save_every: Annotated[str, Field(pattern=r"^[1-9][0-9]* (steps|minutes)$")]
     keep: Literal["last", "best"]  # best: the lowest validation loss
@@ -144,6 +159,7 @@ class Training:
 class Pretrain(Training):
     """Pre-training that goes on, on plain text; by trl.SFTConfig."""
 
+    micro_batch: Positive  # blocks have neither padding nor prefixes in common
     block_size: Annotated[int, Field(ge=2)]  # tokens of each row that is trained on
 
 

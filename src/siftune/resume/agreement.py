@@ -18,11 +18,16 @@ def is_first() -> bool:
 
 def any_of(flag: bool) -> bool:
     """Whether any process says so; all ask at the same place of the training."""
+    return bool(most(int(flag)))
+
+
+def most(number: int) -> int:
+    """The largest number that any process has."""
     if not dist.is_initialized():
-        return flag
-    said = torch.tensor(int(flag))
+        return number
+    said = torch.tensor(number)
     dist.all_reduce(said, op=dist.ReduceOp.MAX, group=_group())
-    return bool(said)
+    return int(said)
 
 
 def sums_of(numbers: list[float]) -> list[float]:

@@ -59,12 +59,13 @@ class Attempt:
         self.step, self._saved_at = step, time.monotonic()
         self.stop.saved_in(seconds)
 
-    def micro_batch(self, wanted: int) -> int:
+    def micro_batch(self, wanted: int | str) -> int | str:
         """The micro batch: as in params.yaml, or what was found to fit into the GPU's memory."""
         path = self.folder / MICRO_BATCH
-        return int(files.read_json(path)["micro_batch"]) if path.exists() else wanted
+        found: int | str = files.read_json(path)["micro_batch"] if path.exists() else wanted
+        return found
 
-    def fit(self, micro_batch: int) -> None:
+    def fit(self, micro_batch: int | str) -> None:
         """Use this micro batch from the next start on."""
         files.write_json(self.folder / MICRO_BATCH, {"micro_batch": micro_batch})
 

@@ -47,6 +47,16 @@ class Resumable(Trainer):
         self._evaluating = False
         super().__init__(*args, **kwargs)
 
+    @property
+    def micro_batch(self) -> int | str:
+        """As `micro_batch` of its section would have it."""
+        return int(self.args.per_device_train_batch_size)
+
+    def smaller_micro_batch(self) -> int | str | None:
+        """What to try when the GPU's memory was too small; None: there is nothing smaller."""
+        used = self.args.per_device_train_batch_size
+        return batches.next_smaller(used, global_batch=used * self.args.gradient_accumulation_steps)
+
     def train_from(self, found: Checkpoint | None) -> None:
         """Train to the end, from a checkpoint or from the start.
 
@@ -141,7 +151,7 @@ class Resumable(Trainer):
         facts = {
             "max_steps": self.state.max_steps,
             "world_size": self.args.world_size,
-            "micro_batch": self.args.per_device_train_batch_size,
+            "micro_batch": self.micro_batch,
             "evaluation_due": evaluation_due,
         }
 
@@ -180,10 +190,7 @@ class Resumable(Trainer):
             raise _Stopped(reason or "another process was asked to")
 
     def _use_a_smaller_micro_batch(self) -> None:
-        used = self.args.per_device_train_batch_size
-        smaller = batches.next_smaller(
-            used, global_batch=used * self.args.gradient_accumulation_steps
-        )
+        used, smaller = self.micro_batch, self.smaller_micro_batch()
         if smaller is None:
             raise UserError(
                 f"GPU out of memory at step {self.state.global_step}, with one row at a time. "

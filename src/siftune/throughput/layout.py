@@ -29,6 +29,7 @@ class Layout:
     source_of: Tensor  # [T], indices of `sources`, ascending
     targets: Tensor  # [T], token ids
     row_of: Tensor  # [T], indices in the batch
+    num_in_rows: int  # tokens of its rows, each counted with all of its own
     masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # made once for all layers
 
     def to(self, device: torch.device | str) -> Self:
@@ -72,4 +73,5 @@ def lay_out(pack: Pack, rows: Sequence[ArrayLike], labels: Sequence[ArrayLike]) 
         source_of=torch.from_numpy(source_of),
         targets=torch.from_numpy(wanted[order]),
         row_of=torch.from_numpy(rows_of[order]),
+        num_in_rows=sum(map(len, pack.places)),
     )

@@ -11,39 +11,39 @@ from siftune.stage import UserError
 FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
-def check(model: torch.nn.Module, longest: int) -> None:
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether tokens get dropout, each its own: then packs may not share any."""
+    return any(isinstance(one, torch.nn.Dropout) and one.p > 0 for one in model.modules())
+
+
+def check(model: torch.nn.Module, longest: int, *, key: str) -> None:
     """Refuse a model whose packed training would not be exactly that of its rows alone.
 
     Args:
         model: with its adapter.
         longest: tokens of the longest row.
+        key: where a token budget is set.
 
     Raises:
         UserError: says what is in the way.
     """
-    config: Any = model.config
+    if found := _obstacle(model.config, longest):
+        raise UserError(f"{key}: no packs here, only a number of rows, such as 4: {found}")
+
+
+def _obstacle(config: Any, longest: int) -> str | None:
     if config.model_type not in FAMILIES:
-        raise UserError(
-            f"Tokens are shared in models of the families {', '.join(FAMILIES)}; this one is "
-            f"{config.model_type}."
-        )
+        return f"packs are for the families {', '.join(FAMILIES)}; this is {config.model_type}."
     if getattr(config, "use_bidirectional_attention", False):
-        raise UserError("This model sees later tokens too: rows with one beginning share nothing.")
-    dropouts = {
-        name for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Dropout) and module.p > 0
-    }  # fmt: skip
-    if dropouts or getattr(config, "attention_dropout", 0.0) > 0:
-        where = min(dropouts, default="config.json: attention_dropout")
-        raise UserError(
-            f"{where}: a shared token would get one dropout for all its rows, where each row has "
-            "its own. Set dropout to 0, or train without sharing."
-        )
+        return "this model sees later tokens too."
+    if getattr(config, "attention_dropout", 0.0) > 0:
+        return "attention_dropout in its config.json is more than 0."
     rope = getattr(config, "rope_parameters", None) or {}
     original = getattr(config, "original_max_position_embeddings", None)
     original = rope.get("original_max_position_embeddings", original)
     if rope.get("rope_type") in ("dynamic", "longrope") and original and longest > original:
-        raise UserError(
-            f"Beyond {original} tokens this model turns its positions by the longest row of a "
-            f"batch, and a row has {longest}: what is computed together would change the result."
+        return (
+            f"beyond {original} tokens this model turns its positions by the longest row of a "
+            f"batch, and a row has {longest}."
         )
+    return None

@@ -12,8 +12,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from siftune.stage import UserError
-
 Ids = NDArray[np.int64]
 
 # In tokens. A shared prefix costs a few more calls in each layer, a further pack a further pass
@@ -59,7 +57,7 @@ def plan(rows: Sequence[ArrayLike], budget: int, *, share: bool = True) -> list[
         share: False: rows are packed, but each has all its tokens to itself.
 
     Raises:
-        UserError: a row alone is longer than the budget.
+        ValueError: a row has no tokens, or more than the budget.
     """
     ids = [np.asarray(row, dtype=np.int64) for row in rows]
     _check(ids, budget)
@@ -76,10 +74,7 @@ def plan(rows: Sequence[ArrayLike], budget: int, *, share: bool = True) -> list[
 def _check(ids: Sequence[Ids], budget: int) -> None:
     longest = max(len(row) for row in ids)
     if longest > budget:
-        raise UserError(
-            f"The token budget is {budget}, but a row has {longest} tokens: set it to {longest} or "
-            "more, or cut rows with encode.max_length."
-        )
+        raise ValueError(f"a row has {longest} tokens, and the budget is {budget}")
     if any(len(row) == 0 for row in ids):
         raise ValueError("a row has no tokens")
 

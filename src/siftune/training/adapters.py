@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from siftune import files
+from siftune import batches, files
 from siftune.sections import Lora, Training
 from siftune.stage import UserError
+from siftune.throughput import lora as fast_lora
 from siftune.training import engine
 
 ALL_LINEAR = "all-linear"
@@ -83,6 +84,8 @@ def attach(
     config = _config(model, lora, _new_rows(model, num_tokens, num_new_tokens))
     if fast_models := engine.start(section.load):
         return _by_unsloth(fast_models, model, config, section.seed)
+    if batches.budget(section.micro_batch) and not section.load.quantise:
+        fast_lora.use_in(config)
     adapter: PeftModel = get_peft_model(model, config)
     if lora.init == "loftq":
         replace_lora_weights_loftq(adapter, model.name_or_path)

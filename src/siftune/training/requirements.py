@@ -3,12 +3,18 @@
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from siftune import batches
 from siftune.sections import Load, Lora, Training
 from siftune.stage import UserError
 
 if TYPE_CHECKING:
     import torch
 
+# Options of TRL and transformers that look at padded rows, or draw for a batch what is a row's.
+OF_ROWS = (
+    "packing", "eval_packing", "padding_free", "loss_type", "label_smoothing_factor",
+    "neftune_noise_alpha", "include_num_input_tokens_seen", "torch_compile", "fsdp", "deepspeed",
+)  # fmt: skip
 FOUR_BIT = ("nf4", "fp4")
 # FlashAttention-2 has kernels from Ampere on.
 FLASH_FROM = (8, 0)
@@ -20,7 +26,8 @@ def require_consistent(section: Training) -> None:
     Raises:
         UserError: with the key, and what is valid.
     """
-    for key, problem in _contradictions(section.lora, section.load):
+    found = [*_contradictions(section.lora, section.load), *_against_packs(section)]
+    for key, problem in found:
         raise UserError(f"params.yaml: {section.phase}.{key}: {problem}")
 
 
@@ -90,6 +97,21 @@ def _contradictions(lora: Lora | None, load: Load) -> list[tuple[str, str]]:
     if load.engine == "unsloth" and (lora.dora or lora.init != "default"):
         found.append(("load.engine", "unsloth takes no dora and only init default here: write hf."))
     return found
+
+
+def _against_packs(section: Training) -> list[tuple[str, str]]:
+    """What is of padded rows, where a token budget asks for packs."""
+    if batches.budget(section.micro_batch) is None:
+        return []
+    trainer, load = section.trainer, section.load
+    found = [(f"trainer.{key}", trainer[key]) for key in OF_ROWS if trainer.get(key)]
+    found += [("load.engine", "unsloth")] if load.engine == "unsloth" else []
+    found += [("load.attention", load.attention)] if load.attention != "auto" else []
+    return [
+        (key, f"{value} does not go with packs ({section.micro_batch}, in micro_batch): leave it "
+        "out, or write a number of rows there.")
+        for key, value in found
+    ]  # fmt: skip
 
 
 def _require_gpu(has_gpu: bool, what: str, instead: str) -> None:

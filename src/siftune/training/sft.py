@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from siftune.resume.trainer import Resumable
 from siftune.sections import Training
 from siftune.stage import UserError
 from siftune.training import adapters, options
+from siftune.training.packed import Packed
 
 # In nats a token, between a batch and its rows alone; bf16 differs by less, a leak by more.
 MAX_LOSS_DIFFERENCE = 0.02
@@ -79,6 +81,10 @@ class SftTrainer(Resumable, SFTTrainer):
         return min(max(remainder - self.args.process_index * num_rows, 0), num_rows)
 
 
+class PackedSftTrainer(Packed, SftTrainer):
+    """The same in packs of a token budget."""
+
+
 def config(section: Training, *, micro_batch: int, num_accumulated: int, folder: Path) -> SFTConfig:
     """The section as TRL takes it; the arguments are those of `options.of_section`."""
     return options.of_section(
@@ -88,6 +94,9 @@ def config(section: Training, *, micro_batch: int, num_accumulated: int, folder:
         num_accumulated=num_accumulated,
         folder=folder,
         dataset_kwargs={"skip_prepare_dataset": True},  # encode has decided tokens and labels
+        # They are constants; and sent before a step's first pack, they would make a process that
+        # has two packs wait for one whose first is its last.
+        ddp_broadcast_buffers=False,
     )
 
 
@@ -123,18 +132,19 @@ def make_trainer(
             model, sft, num_tokens=len(tokenizer), num_new_tokens=num_new_tokens
         )
     micro_batch = attempt.micro_batch(sft.micro_batch)
-    num_accumulated = batches.accumulation(
-        sft.phase,
-        global_batch=sft.global_batch,
-        micro_batch=micro_batch,
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-    )
-    trainer = kind(
+    asked = {
+        "global_batch": sft.global_batch, "world_size": int(os.environ.get("WORLD_SIZE", "1"))
+    }  # fmt: skip
+    num_rows = batches.rows_at_once(sft.phase, micro_batch=micro_batch, **asked)
+    num_accumulated = batches.accumulation(sft.phase, micro_batch=num_rows, **asked)
+    budget = batches.budget(micro_batch)
+    make = partial(PackedSftTrainer, budget=budget) if budget else kind
+    trainer = make(
         model,
         phase=sft.phase,
         attempt=attempt,
         best=Best(keep=sft.keep == "best", patience=sft.patience),
-        args=config(sft, micro_batch=micro_batch, num_accumulated=num_accumulated, folder=folder),
+        args=config(sft, micro_batch=num_rows, num_accumulated=num_accumulated, folder=folder),
         train_dataset=read("train", encoded),
         eval_dataset=read("validation", encoded),
         processing_class=tokenizer,
@@ -163,6 +173,9 @@ def check_batches(trainer: SftTrainer) -> None:
     """
     looked_at = [trainer.train_dataset[i] for i in range(min(50, len(trainer.train_dataset)))]
     rows = sorted(looked_at, key=lambda row: len(row["input_ids"]))[:2]
+    if isinstance(trainer, Packed):
+        trainer.check(rows)
+        return
     (num_together, loss_together), *alone = (
         _trained(trainer, some) for some in (rows, *([row] for row in rows))
     )
