@@ -49,7 +49,7 @@ PROGRAMS = ("dvc ", "siftune ")
 SIZE = """# @package _global_
 data: {num_examples: 96}
 prepare: {validation: 0.1, test: 0.3}
-sft: {micro_batch: 8, eval_every: 2}
+sft: {micro_batch: 1024 tokens, eval_every: 2}
 merge: {num_prompts: 4}
 benchmark: {limit: 8, max_new_tokens: 8}
 samples: {num_prompts: 2, max_new_tokens: 8}
