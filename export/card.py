@@ -4,7 +4,9 @@ from siftune import config, files, stage, tracking
 
 
 def main() -> None:
-    config.load("model", "data", "encode", "pretrain", "sft", "benchmark", "card", "register")
+    config.load(
+        "model", "data", "encode", "pretrain", "sft", "grpo", "benchmark", "card", "register"
+    )
     from siftune import card
 
     with tracking.stage("card", *card.SECTIONS) as run:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from siftune import batches, config, preflight, presets
-from siftune.training import requirements, sft
+from siftune.rewards import choosing
+from siftune.training import grpo, requirements, sft
 
 ROOT = Path(__file__).parent.parent
 # Of each: what one knows it by.
@@ -29,6 +30,10 @@ RECIPES = {
         "model.name": "llama-3-8b", "sft.lora.rank": 64, "sft.lora.alpha": 128,
         "sft.lora.dropout": 0.05, "sft.lora.modules_to_save": ["embed_tokens", "lm_head"],
         "sft.eval_every": 100, "sft.save_every": "200 steps", "encode.template": "llama-3",
+    },
+    "gsm8k-grpo": {
+        "grpo.learning_rate": 5e-6, "grpo.num_generations": 8, "encode.max_length": 256,
+        "grpo.max_new_tokens": 200, "grpo.load.quantise": "nf4",
     },
     "gsm8k": {
         "model.name": "qwen2.5-1.5b", "data.name": "gsm8k", "benchmark.tasks": ["gsm8k"],
@@ -62,15 +67,32 @@ def test_a_recipe_has_its_settings_and_can_be_trained(name: str, composed, tmp_p
         for part in key.split("."):
             found = getattr(found, part)
         assert found == value, key
-    requirements.require_consistent(params.sft)
     preflight._require_metric(params.register.metric, params.benchmark.tasks)
-    batch = {"global_batch": params.sft.global_batch, "micro_batch": params.sft.micro_batch}
-    num_accumulated = batches.accumulation("sft", **batch, world_size=1)
-    told = sft.config(
-        params.sft, micro_batch=params.sft.micro_batch, num_accumulated=num_accumulated,
-        folder=tmp_path,
-    )  # fmt: skip
-    assert told.learning_rate == params.sft.learning_rate
+    [section] = config.phases(params)
+    requirements.require_consistent(section)
+    asked = {"global_batch": section.global_batch, "world_size": 1}
+    num_rows = batches.rows_at_once(section.phase, micro_batch=section.micro_batch, **asked)
+    num_accumulated = batches.accumulation(section.phase, micro_batch=num_rows, **asked)
+    told = {"sft": sft, "grpo": grpo}[section.phase].config(
+        section, micro_batch=num_rows, num_accumulated=num_accumulated, folder=tmp_path
+    )
+    assert told.learning_rate == section.learning_rate
+
+
+def test_the_rewards_of_the_notebook_pay_as_it_does(composed):
+    """Correct 2.0, integer 0.5, strict 0.5, soft 0.5, tags up to 0.5; beta2 0.99, norm 0.1."""
+    section = composed("recipe=gsm8k-grpo").grpo
+    weights = {reward.name: reward.weight for reward in section.rewards}
+    forms = dict.fromkeys(("integer_answer", "strict_format", "soft_format", "tag_count"), 0.5)
+    assert weights == {"correct_answer": 2.0, **forms}
+    chosen = choosing.choose(section.rewards, "grpo.rewards")
+    record = {"messages": [], "answer": "5 * 4 = 20\n#### 20", "fields": {}}
+    perfect = "<reasoning>\n5 * 4 = 20\n</reasoning>\n<answer>\n20\n</answer>"
+    paid = sum(one.weight * one.score([], perfect, record) for one in chosen)
+    assert paid == 4.0
+    trainer = section.trainer
+    assert (trainer["lr_scheduler_type"], trainer["adam_beta2"]) == ("cosine", 0.99)
+    assert trainer["max_grad_norm"] == 0.1
 
 
 def test_a_recipe_takes_another_model_and_a_smaller_size(composed):

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from siftune import config, report
+from siftune.rewards import completions
 from siftune.sections import SECTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -202,3 +203,33 @@ def test_the_script_writes_the_page(finished_run: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "The tuned model is better than its base." in report.PAGE.read_text(encoding="utf-8")
+
+
+REWARDS = """step,train_loss,reward,validation_reward,rewards/length,share_cut,entropy
+0,,,0.25,,,
+1,0.1,0.5,,0.75,0.125,2.5
+2,0.1,1.5,1.25,0.5,0.0,2.0
+"""
+
+
+def test_shows_what_rewards_paid_for(finished_run: Path) -> None:
+    assert "<h2>Rewards</h2>" not in render()
+    Path("plots/grpo.csv").write_text(REWARDS)
+    log = completions.Completions(Path("data"))
+    log.add(0, [{"prompt": "How <b>", "completion": "", "reward": 0.25, "scores": {"length": 1}}])
+    log.add(
+        2, [{"prompt": "Why?", "completion": "So & so", "reward": 1.25, "scores": {"length": 0}}]
+    )
+    page = render()
+    titles = re.findall(r'class="title">([^<]*)</span></figcaption>', page)
+    assert titles[-4:] == [
+        "Reward, all parts by their weights",
+        "length",
+        "Share that does not end by itself",
+        "Entropy, in nats a token",
+    ]
+    assert "train mean from 0.5 to 1.5; validation mean from 0.25 to 1.25" in page
+    assert page.index("Step 0") < page.index("How &lt;b&gt;") < page.index("Step 2")
+    assert "So &amp; so" in page
+    # The loss of GRPO says nothing, and is not drawn.
+    assert page.count("Loss over steps") == 1

@@ -148,6 +148,7 @@ def test_ones_own_reward_is_tried_before_anything_is_loaded(body, told, write):
     chosen = choose(Reward("mine.py:mine", 1.0))
     with pytest.raises(UserError) as refused:
         choosing.refuse_unfit(chosen, [RECORD], KEY)
+    assert str(refused.value).startswith(f"params.yaml: {KEY}[0]: train/rewards/mine.py")
     assert told in str(refused.value)
 
 

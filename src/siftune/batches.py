@@ -1,5 +1,6 @@
 """The global batch, in examples, and how a machine makes it."""
 
+from siftune.sections import Grpo
 from siftune.stage import UserError
 
 
@@ -49,3 +50,28 @@ def next_smaller(micro_batch: int, *, global_batch: int) -> int | None:
     """
     fitting = [size for size in range(1, micro_batch // 2 + 1) if global_batch % size == 0]
     return max(fitting, default=None)
+
+
+def require_prompts(grpo: Grpo, *, num_prompts: int | None = None) -> None:
+    """Refuse completions a step that are not whole groups, or more prompts than there are.
+
+    Args:
+        num_prompts: of the training split, where that is known.
+
+    Raises:
+        UserError: with the arithmetic.
+    """
+    whole, rest = divmod(grpo.global_batch, grpo.num_generations)
+    if rest:
+        raise UserError(
+            f"params.yaml: grpo.global_batch: {grpo.global_batch} completions a step are not whole "
+            f"groups of grpo.num_generations {grpo.num_generations}: {grpo.global_batch} / "
+            f"{grpo.num_generations} = {grpo.global_batch / grpo.num_generations:.2f} prompts. "
+            f"Choose a multiple of {grpo.num_generations}."
+        )
+    if num_prompts is not None and num_prompts < whole:
+        raise UserError(
+            f"params.yaml: grpo.global_batch: {grpo.global_batch} completions a step are "
+            f"{grpo.num_generations} of each of {whole} prompts, and the training split has "
+            f"{num_prompts}. Choose at most {num_prompts * grpo.num_generations}."
+        )

@@ -23,7 +23,7 @@ LOGGED = {
     "grad_norm": "grad_norm",
     "computed_share": "computed_share",  # of the tokens in rows: packs share prefixes
 }
-CURVE = ("train_loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
+CURVE = (*LOGGED.values(), "tokens_per_second")
 # Every step is logged; a log of plain lines needs fewer.
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -69,6 +69,7 @@ class LearningCurve(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._start = self._mark = time.monotonic()
         self._first_step = self._marked_step = state.global_step
+        self._marked_tokens = state.num_input_tokens_seen
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
@@ -82,14 +83,14 @@ class LearningCurve(TrainerCallback):
         values = {
             ours: float(logs[theirs]) for theirs, ours in self._logged.items() if theirs in logs
         }
-        if "loss" in logs:
+        if "num_tokens" in logs:
             values |= self._speed(state.global_step, float(logs["num_tokens"]))
         if not values:
             return  # the trainer's closing summary
         self.rows.setdefault(state.global_step, {}).update(values)
         self._run.log(values, step=state.global_step)
         now = time.monotonic()
-        is_news = "validation_loss" in values or state.global_step == state.max_steps
+        is_news = "eval_loss" in logs or state.global_step == state.max_steps
         is_due = is_news or now - self._printed >= SECONDS_BETWEEN_LINES
         if args.disable_tqdm and state.is_world_process_zero and is_due:
             self._printed = now

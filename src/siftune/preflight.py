@@ -3,6 +3,7 @@
 from typing import Any
 
 from siftune import batches, config, decoding, gguf_limits, llama_cpp, sources
+from siftune.sections import Grpo
 from siftune.stage import UserError
 from siftune.training import requirements
 
@@ -24,6 +25,11 @@ def check(params: Any, *, world_size: int = 1) -> None:
         num_rows = batches.rows_at_once(section.phase, micro_batch=section.micro_batch, **asked)
         batches.accumulation(section.phase, micro_batch=num_rows, **asked)
         requirements.require_consistent(section)
+        if isinstance(section, Grpo):
+            from siftune.rewards import choosing
+
+            batches.require_prompts(section)
+            choosing.choose(section.rewards, "grpo.rewards")
     decoding.require(params.samples)
     llama_cpp.require(params.to_gguf.types)
     gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)

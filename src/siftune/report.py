@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from siftune import charts, decoding, files, provenance, rendering, results
+from siftune.rewards import shown
 from siftune.sections import PHASES, Decoding
 
 PAGE = Path("report/index.html")
@@ -36,6 +37,8 @@ def render(params: dict[str, Any]) -> str:
         decodings=decodings(params["samples"]),
         token_lengths=read_token_lengths(),
         curves={phase: read_curves(PLOTS / f"{phase}.csv") for phase in PHASES},
+        rewards=shown.curves(read_csv(PLOTS / "grpo.csv")),
+        evaluations=shown.evaluations(),
         costs=results.costs(metrics),
         origins=results.origins(),
         tags=provenance.tags(params),
@@ -126,7 +129,7 @@ def read_token_lengths() -> charts.Histogram | None:
     if not TOKEN_LENGTHS.exists():
         return None
     counts: dict[str, dict[int, int]] = {}
-    for row in _read_csv(TOKEN_LENGTHS):
+    for row in read_csv(TOKEN_LENGTHS):
         counts.setdefault(row["split"], {})[int(row["tokens"])] = int(row["rows"])
     edges = sorted({edge for bins in counts.values() for edge in bins})
     # Empty bins are not in the file: the narrowest gap between two edges is one bin.
@@ -136,7 +139,7 @@ def read_token_lengths() -> charts.Histogram | None:
 
 def read_curves(path: Path) -> dict[str, charts.LineChart]:
     """The charts of `loss` and `learning_rate` over optimiser steps, those that have points."""
-    rows = _read_csv(path) if path.exists() else []
+    rows = read_csv(path)
     lines = {
         name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         for name in ("train_loss", "validation_loss", "learning_rate")
@@ -154,6 +157,9 @@ def read_curves(path: Path) -> dict[str, charts.LineChart]:
     return curves
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that a stage wrote; none where there is no file."""
+    if not path.exists():
+        return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -169,6 +169,29 @@ class Sft(Training):
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Reward:
+    """One of rewards.choosing.REWARDS, or file.py:function of the user's."""
+
+    name: str
+    weight: float  # 0: only logged
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Grpo(Training):
+    """Reinforcement learning by groups (Shao et al. 2024); by trl.GRPOConfig.
+
+    The batches are counted in completions: a step has global_batch / num_generations prompts.
+    """
+
+    micro_batch: Positive  # completions
+    num_generations: Annotated[int, Field(ge=2)]  # completions a prompt, compared with each other
+    max_new_tokens: Positive
+    rewards: Annotated[list[Reward], Field(min_length=1)]
+    generate: Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Merge:
     """How far the merged model may be from base + adapter, on real prompts."""
 
@@ -264,7 +287,7 @@ class Register:
 
 
 # What is trained, in this order; a section that is null is a phase that is left out.
-PHASES: dict[str, type[Training]] = {"pretrain": Pretrain, "sft": Sft}
+PHASES: dict[str, type[Training]] = {"pretrain": Pretrain, "sft": Sft, "grpo": Grpo}
 
 SECTIONS: dict[str, type] = {
     "data": Data,

@@ -1,9 +1,10 @@
 """The encoded rows of each phase on disk: one Arrow file a split, mapped into memory when read."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -75,3 +76,10 @@ def are_there(split: str, folder: Path) -> bool:
     """Whether a split has any row."""
     with pa.OSFile(str(path(split, folder)), "rb") as file, pa.ipc.open_stream(file) as batches:
         return any(batch.num_rows for batch in batches)
+
+
+def records(split: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """The whole records of a split of grpo."""
+    with pa.OSFile(str(path(split, folder)), "rb") as file, pa.ipc.open_stream(file) as batches:
+        for batch in batches:
+            yield from map(json.loads, batch.column("record").to_pylist())

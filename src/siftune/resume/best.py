@@ -59,7 +59,8 @@ class Best:
         """Into a checkpoint; nothing where nobody asks for it."""
         if self.keep or self.patience is not None:
             state = {"loss": self.loss, "step": self.step, "num_worse": self.num_worse}
-            files.write_json(folder / STATE, state if self.step else {})
+            has_seen = math.isfinite(self.loss)
+            files.write_json(folder / STATE, state if has_seen else {})
             if self._weights:
                 save_file(self._weights, folder / WEIGHTS)
 
@@ -68,7 +69,7 @@ class Best:
         if (folder / STATE).exists():
             for name, value in files.read_json(folder / STATE).items():
                 setattr(self, name, value)
-            if self.keep and agreement.is_first() and self.step:
+            if self.keep and agreement.is_first() and math.isfinite(self.loss):
                 self._weights = load_file(folder / WEIGHTS)
 
 

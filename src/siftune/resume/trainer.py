@@ -39,6 +39,8 @@ class Resumable(Trainer):
         best: what evaluations have shown.
     """
 
+    evaluates_first = False  # before the first step, too
+
     def __init__(self, *args: Any, phase: str, attempt: Attempt, best: Best, **kwargs: Any) -> None:
         self.phase = phase
         self.best = best
@@ -68,7 +70,9 @@ class Resumable(Trainer):
         if found:
             self.best.load(found.folder)
         # An evaluation that was interrupted is done first.
-        self.args.eval_on_start = bool(found and found.manifest["evaluation_due"])
+        self.args.eval_on_start = (
+            found.manifest["evaluation_due"] if found else self.evaluates_first
+        )
         try:
             self.train(resume_from_checkpoint=str(found.folder) if found else None)
         except _Stopped as stop:

@@ -4,16 +4,15 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import field
 from typing import Any, NamedTuple, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import TypeAdapter, ValidationError
 
 from siftune.data.faults import Fault
 from siftune.data.formats import Record
 from siftune.data.turns import Message
 from siftune.rewards import answers, lengths, own, poems, tags
+from siftune.sections import Reward
 from siftune.stage import UserError
 
 REWARDS: dict[str, Callable[..., float]] = {
@@ -31,15 +30,6 @@ REWARDS: dict[str, Callable[..., float]] = {
         poems.rhyme,
     )
 }
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class Reward:
-    """One of REWARDS, or file.py:function of the user's, as params.yaml has it."""
-
-    name: str
-    weight: float  # 0: only logged
-    params: dict[str, Any] = field(default_factory=dict)
 
 
 class Chosen(NamedTuple):
@@ -67,9 +57,14 @@ def choose(rewards: list[Reward], key: str) -> list[Chosen]:
         key: where they stand in params.yaml, such as `grpo.rewards`.
 
     Raises:
-        UserError: a reward is unknown or there twice, its file has an error, or its params do not
-            fit.
+        UserError: a reward is unknown or there twice, its file has an error, its params do not fit,
+            or none has a weight.
     """
+    if not any(reward.weight for reward in rewards):
+        raise UserError(
+            f"params.yaml: {key}: all weights are 0: nothing would be trained. A weight of 0 only "
+            "draws a curve; give one of them another."
+        )
     chosen = []
     for place, reward in enumerate(rewards):
         try:
@@ -94,7 +89,7 @@ def refuse_unfit(chosen: list[Chosen], records: Iterable[Record], key: str) -> N
     num_records = 0
     for record in records:
         num_records += 1
-        for reward in chosen:
+        for place, reward in enumerate(chosen):
             try:
                 for completion in ("", str(record.get("answer", ""))):
                     reward.score(record["messages"], completion, {"num_tokens": 0, **record})
@@ -102,6 +97,8 @@ def refuse_unfit(chosen: list[Chosen], records: Iterable[Record], key: str) -> N
                 reason = f"{reward.name}: {fault.reason}"
                 faults[reason] += 1
                 first.setdefault(reason, f"{record['id']} {fault.detail}".strip())
+            except UserError as error:
+                raise UserError(f"params.yaml: {key}[{place}]: {error}") from None
     if faults:
         told = [
             f"{number} of {num_records} records: {reason}. The first: {first[reason]}"

@@ -36,7 +36,7 @@ def of_section(
         UserError: `trainer` has an option that TRL does not know, or one that is ours to set.
     """
     name, dtype = section.phase, requirements.dtype_of(section.load)
-    ours |= {
+    ours = {
         "output_dir": str(folder),
         "seed": section.seed,
         "data_seed": section.seed,
@@ -55,6 +55,7 @@ def of_section(
         "use_cpu": models.device().type == "cpu",
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,  # with a scale for the loss
+        **ours,
     }
     valid = {field.name for field in fields(kind)}
     for key in section.trainer:

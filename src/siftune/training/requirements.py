@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from siftune import batches
-from siftune.sections import Load, Lora, Training
+from siftune.sections import Grpo, Load, Lora, Training
 from siftune.stage import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def require_consistent(section: Training) -> None:
         UserError: with the key, and what is valid.
     """
     found = [*_contradictions(section.lora, section.load), *_against_packs(section)]
+    if isinstance(section, Grpo):
+        found += _of_rewards(section)
     for key, problem in found:
         raise UserError(f"params.yaml: {section.phase}.{key}: {problem}")
 
@@ -43,19 +45,34 @@ def require_machine(load: Load) -> None:
 
     has_gpu = torch.cuda.is_available()
     if load.dtype == "fp16":
-        _require_gpu(has_gpu, "dtype: fp16", "auto, fp32 or bf16 (on most CPUs slower than fp32)")
+        _require_gpu(
+            has_gpu, "load.dtype: fp16", "auto, fp32 or bf16 (on most CPUs slower than fp32)"
+        )
     if load.dtype == "bf16" and models.device_dtype() == torch.float16:
         raise UserError(
             "params.yaml: load.dtype: bf16: this GPU has none (it came with Ampere). Write auto "
             "(which is fp16 here), fp16 or fp32."
         )
     if load.engine == "unsloth":
-        _require_gpu(has_gpu, "engine: unsloth", "hf")
-        _require_package("unsloth", "engine: unsloth", "hf")
+        _require_gpu(has_gpu, "load.engine: unsloth", "hf")
+        _require_package("unsloth", "load.engine: unsloth", "hf")
     if load.quantise:
-        _require_gpu(has_gpu, f"quantise: {load.quantise}", "null")
-        _require_package("bitsandbytes", f"quantise: {load.quantise}", "null")
+        _require_gpu(has_gpu, f"load.quantise: {load.quantise}", "null")
+        _require_package("bitsandbytes", f"load.quantise: {load.quantise}", "null")
     _require_attention(load, dtype_of(load), has_gpu=has_gpu)
+
+
+def require_generation(grpo: Grpo) -> None:
+    """Refuse a way to generate completions that this machine does not have.
+
+    Raises:
+        UserError: with the key, and what would do here.
+    """
+    import torch
+
+    if grpo.generate == "vllm":
+        _require_gpu(torch.cuda.is_available(), "grpo.generate: vllm", "transformers")
+        _require_package("vllm", "grpo.generate: vllm", "transformers")
 
 
 def dtype_of(load: Load) -> "torch.dtype":
@@ -114,10 +131,25 @@ def _against_packs(section: Training) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def _of_rewards(grpo: Grpo) -> list[tuple[str, str]]:
+    found = []
+    if grpo.load.engine == "unsloth":
+        found.append(
+            ("load.engine", "unsloth has a GRPO of its own, which does not go on where it was "
+             "stopped. Write hf; grpo.generate: vllm is what makes it fast.")
+        )  # fmt: skip
+    if grpo.trainer.get("beta") and grpo.lora is None:
+        found.append(
+            ("trainer.beta", "compares with the weights before, of which there is no copy where "
+             "all of them are trained. Set a lora, or beta: 0.")
+        )  # fmt: skip
+    return found
+
+
 def _require_gpu(has_gpu: bool, what: str, instead: str) -> None:
     if not has_gpu:
         raise UserError(
-            f"params.yaml: load.{what} needs an NVIDIA GPU, and there is none here. Train on a "
+            f"params.yaml: {what} needs an NVIDIA GPU, and there is none here. Train on a "
             f"machine with one, or write {instead}."
         )
 
@@ -125,7 +157,7 @@ def _require_gpu(has_gpu: bool, what: str, instead: str) -> None:
 def _require_package(package: str, what: str, instead: str) -> None:
     if find_spec(package) is None:
         raise UserError(
-            f"params.yaml: load.{what} needs the package {package}, which is not installed here. "
+            f"params.yaml: {what} needs the package {package}, which is not installed here. "
             f"Use the image that has it (docs/images.md), install it, or write {instead}."
         )
 
@@ -133,7 +165,7 @@ def _require_package(package: str, what: str, instead: str) -> None:
 def _require_attention(load: Load, dtype: "torch.dtype", *, has_gpu: bool) -> None:
     import torch
 
-    key = f"attention: {load.attention}"
+    key = f"load.attention: {load.attention}"
     if load.attention == "flex_attention":
         _require_gpu(has_gpu, key, "auto")
     if load.attention == "flash_attention_2":
@@ -141,6 +173,6 @@ def _require_attention(load: Load, dtype: "torch.dtype", *, has_gpu: bool) -> No
         _require_package("flash_attn", key, "auto")
         if dtype == torch.float32 or torch.cuda.get_device_capability() < FLASH_FROM:
             raise UserError(
-                f"params.yaml: load.{key} needs bf16 or fp16, and a GPU from Ampere (A100) on. "
+                f"params.yaml: {key} needs bf16 or fp16, and a GPU from Ampere (A100) on. "
                 "Write auto."
             )
