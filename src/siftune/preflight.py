@@ -3,7 +3,7 @@
 from typing import Any
 
 from siftune import batches, config, decoding, gguf_limits, llama_cpp, sources
-from siftune.sections import Grpo
+from siftune.sections import Grpo, Training
 from siftune.stage import UserError
 from siftune.training import requirements
 
@@ -25,6 +25,7 @@ def check(params: Any, *, world_size: int = 1) -> None:
         num_rows = batches.rows_at_once(section.phase, micro_batch=section.micro_batch, **asked)
         batches.accumulation(section.phase, micro_batch=num_rows, **asked)
         requirements.require_consistent(section)
+        _require_room(section, params.encode.max_length)
         if isinstance(section, Grpo):
             from siftune.rewards import choosing
 
@@ -34,6 +35,16 @@ def check(params: Any, *, world_size: int = 1) -> None:
     llama_cpp.require(params.to_gguf.types)
     gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
     _require_metric(params.register.metric, params.benchmark.tasks)
+
+
+def _require_room(section: Training, max_length: int) -> None:
+    budget = batches.budget(section.micro_batch)
+    if budget is not None and budget < max_length:
+        raise UserError(
+            f"params.yaml: {section.phase}.micro_batch: {budget} tokens, but a row may have "
+            f'{max_length} (encode.max_length): write "{max_length} tokens" or more, or lower '
+            "encode.max_length."
+        )
 
 
 def _require_metric(metric: str, tasks: list[str]) -> None:
