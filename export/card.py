@@ -5,7 +5,16 @@ from siftune import config, files, stage, tracking
 
 def main() -> None:
     config.load(
-        "model", "data", "encode", "pretrain", "sft", "grpo", "benchmark", "card", "register"
+        "model",
+        "data",
+        "encode",
+        "pretrain",
+        "sft",
+        "dpo",
+        "grpo",
+        "benchmark",
+        "card",
+        "register",
     )
     from siftune import card
 

@@ -1,6 +1,6 @@
 """Sections for trainings of seconds."""
 
-from siftune.sections import Load, Lora, Sft
+from siftune.sections import Dpo, Load, Lora, Sft
 
 LOAD = Load(engine="hf", dtype="auto", attention="auto", quantise=None, double_quantise=False)
 
@@ -20,3 +20,8 @@ def sft(**changed) -> Sft:
         "lora": lora(), "load": LOAD, "trainer": {"gradient_checkpointing": False},
     }  # fmt: skip
     return Sft(**values | changed)
+
+
+def dpo(**changed) -> Dpo:
+    values = {"loss": "sigmoid", "beta": 0.5, "gamma": None}
+    return Dpo(**vars(sft()) | values | changed)

@@ -11,9 +11,10 @@ def test_loss_and_gradient_are_those_of_the_full_head(softcap, scale, temperatur
     hidden = torch.randn(6, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 3, 10, 5, 5, 1])
-    found, entropy, *_, is_top1 = CpuLogProb.apply(
-        hidden, weight, None, targets, temperature, 0, softcap, scale, ()
-    )
+    found, entropy, squares, mean, is_top1 = CpuLogProb.apply(
+        hidden, weight, None, targets, temperature, 0, softcap, scale,
+        ("log_sum_sq_probs", "mean_logits"),
+    )  # fmt: skip
     logits = hidden @ weight.T * scale
     logits = (softcap * torch.tanh(logits / softcap) if softcap else logits) / temperature
     expected = -functional.cross_entropy(logits, targets, reduction="none")
@@ -25,6 +26,9 @@ def test_loss_and_gradient_are_those_of_the_full_head(softcap, scale, temperatur
         rtol=1e-5,
         atol=1e-6,
     )
+    torch.testing.assert_close(mean.double(), logits.mean(-1), rtol=1e-5, atol=1e-6)
+    probs = logits.softmax(-1)
+    torch.testing.assert_close(squares.double(), (probs**2).sum(-1).log(), rtol=1e-5, atol=1e-6)
     for own, full in zip(
         torch.autograd.grad(found.sum(), [hidden, weight]),
         torch.autograd.grad(expected.sum(), [hidden, weight]),

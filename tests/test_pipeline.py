@@ -89,7 +89,7 @@ def workspace(tmp_path_factory, tiny_model) -> Path:
 
 
 def test_every_stage_leaves_its_outputs_and_its_cost(workspace):
-    for stage in set(STAGES) - {"check", "pretrain", "grpo"}:
+    for stage in set(STAGES) - {"check", "pretrain", "dpo", "grpo"}:
         cost = json.loads((workspace / "metrics" / f"{stage}.json").read_text())["cost"]
         assert cost["wall_seconds"] > 0
         assert cost["peak_memory_mb"] > 0
@@ -100,7 +100,7 @@ def test_every_stage_leaves_its_outputs_and_its_cost(workspace):
     assert not list(workspace.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("phase", ["pretrain", "grpo"])
+@pytest.mark.parametrize("phase", ["pretrain", "dpo", "grpo"])
 def test_a_phase_that_is_left_out_leaves_nothing(phase, workspace):
     assert json.loads((workspace / f"metrics/{phase}.json").read_text()) == {}
     assert list((workspace / f"models/{phase}").iterdir()) == []
@@ -119,7 +119,9 @@ def test_every_stage_has_one_finished_run_with_its_params(workspace):
         "runs]))"
     )
     runs = json.loads(ok(workspace, "python", "-c", code).splitlines()[-1])
-    assert sorted(name for name, *_ in runs) == sorted(set(STAGES) - {"check", "pretrain", "grpo"})
+    assert sorted(name for name, *_ in runs) == sorted(
+        set(STAGES) - {"check", "pretrain", "dpo", "grpo"}
+    )
     assert {status for _, status, *_ in runs} == {"FINISHED"}
     by_name = {name: (params, tags) for name, _, params, tags in runs}
     assert by_name["sft"][0]["sft.learning_rate"] == "0.001"

@@ -13,10 +13,10 @@ def main() -> None:
     # The last, because it takes seconds to import what knows TRL's options and templates.
     from siftune import models
     from siftune.chat import templates
-    from siftune.training import grpo, pretrain, requirements, sft
+    from siftune.training import dpo, grpo, pretrain, requirements, sft
 
     templates.require(params.encode.template)
-    methods = {"pretrain": pretrain, "sft": sft, "grpo": grpo}
+    methods = {"pretrain": pretrain, "sft": sft, "dpo": dpo, "grpo": grpo}
     for section in config.phases(params):
         # A login node, where the pipeline fetches, has no GPU: there the training's job says it.
         if models.device().type == "cuda" or not place.on_cluster():

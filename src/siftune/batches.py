@@ -52,6 +52,17 @@ def next_smaller(micro_batch: int, *, global_batch: int) -> int | None:
     return max(fitting, default=None)
 
 
+def num_own(num_rows: int, *, remainder: int, rank: int) -> int:
+    """How many rows of an epoch's last batch are not there only to make it even over processes.
+
+    Args:
+        num_rows: of this process, in this batch.
+        remainder: rows of the whole split that full batches of all processes leave over; 0: none.
+            Accelerate's own is of another batch size once batches have been skipped.
+    """
+    return min(max(remainder - rank * num_rows, 0), num_rows) if remainder else num_rows
+
+
 def require_prompts(grpo: Grpo, *, num_prompts: int | None = None) -> None:
     """Refuse completions a step that are not whole groups, or more prompts than there are.
 

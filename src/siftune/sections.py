@@ -169,6 +169,19 @@ class Sft(Training):
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Dpo(Training):
+    """Preferences between answers (Rafailov et al. 2023); by trl.DPOConfig, or trl.KTOConfig."""
+
+    micro_batch: Positive  # of pairs; of kto, answers
+    loss: Literal[
+        "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
+        "apo_zero", "apo_down", "sigmoid_norm", "kto", "simpo", "orpo",
+    ]  # fmt: skip
+    beta: Annotated[float, Field(gt=0.0)]
+    gamma: Annotated[float, Field(gt=0.0)] | None  # of simpo: by how much the better should win
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Reward:
     """One of rewards.choosing.REWARDS, or file.py:function of the user's."""
 
@@ -287,7 +300,9 @@ class Register:
 
 
 # What is trained, in this order; a section that is null is a phase that is left out.
-PHASES: dict[str, type[Training]] = {"pretrain": Pretrain, "sft": Sft, "grpo": Grpo}
+PHASES: dict[str, type[Training]] = {
+    "pretrain": Pretrain, "sft": Sft, "dpo": Dpo, "grpo": Grpo
+}  # fmt: skip
 
 SECTIONS: dict[str, type] = {
     "data": Data,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
@@ -169,6 +169,17 @@ class Resumable(Trainer):
 
         agreement.told_by_first(publish)
         self._attempt.saved(step, seconds=time.monotonic() - started)
+
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or not isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(folder, model)
+            return
+        # By name: beside a reference in a folder of its own (TRL's "ref"), Hugging Face would
+        # restore that one alone, and go on from the adapter's first weights without a word.
+        for name in self.model.peft_config:
+            where = folder if name == "default" else str(Path(folder, name))
+            weights = load_peft_weights(where, device="cpu")
+            set_peft_model_state_dict(self.model, weights, adapter_name=name)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled:

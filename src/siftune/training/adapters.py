@@ -87,6 +87,8 @@ def attach(
     if batches.budget(section.micro_batch) and not section.load.quantise:
         fast_lora.use_in(config)
     adapter: PeftModel = get_peft_model(model, config)
+    # TRL compares with a copy of the adapter: PiSSA and its kin would take it from the base anew.
+    config.init_lora_weights = True
     if lora.init == "loftq":
         replace_lora_weights_loftq(adapter, model.name_or_path)
         scaling = lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
@@ -124,8 +126,9 @@ def save(
     if not isinstance(model, PeftModel):
         model.save_pretrained(str(folder))
         return
-    # Rows of new tokens are in the adapter; the base's own are not copied into it.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    # Rows of new tokens are in the adapter; the base's own are not copied into it. Nor is the
+    # adapter that TRL compares with.
+    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
     settings = files.read_json(folder / SETTINGS) | {"base_model_name_or_path": base}
     if first:
         weights = load_file(folder / WEIGHTS)

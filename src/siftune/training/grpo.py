@@ -16,7 +16,6 @@ from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     set_seed,
 )
 from trl import GRPOConfig, GRPOTrainer
@@ -33,7 +32,7 @@ from siftune.rewards.choosing import Chosen
 from siftune.sections import Grpo, Reward
 from siftune.stage import UserError
 from siftune.tracking import Run
-from siftune.training import adapters, options
+from siftune.training import adapters, around_trl, options
 
 # In the place of a step, for the randomness of an evaluation: the same at every step.
 VALIDATION = 2**32 - 1
@@ -270,15 +269,7 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=[curve],
     )
-    for weight in trainer.model.parameters():
-        if weight.requires_grad:  # TRL makes bf16 of an adapter on a quantised base, on V100, too
-            weight.data = weight.data.float()
-    if grpo.lora:
-        trainer.first_factors = adapters.first_factors(model, grpo.lora)
-    head = trainer.model.get_output_embeddings()
-    if not hasattr(head, "bias"):
-        head.bias = None  # TRL asks for it, and PEFT's wrapper of a head with new rows has none
-    trainer.remove_callback(PrinterCallback)
+    around_trl.settle(trainer, model, grpo.lora)
     return trainer
 
 

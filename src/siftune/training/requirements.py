@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from siftune import batches
-from siftune.sections import Grpo, Load, Lora, Training
+from siftune.sections import Dpo, Grpo, Load, Lora, Training
 from siftune.stage import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def require_consistent(section: Training) -> None:
         UserError: with the key, and what is valid.
     """
     found = [*_contradictions(section.lora, section.load), *_against_packs(section)]
+    if isinstance(section, Dpo):
+        found += _of_preferences(section)
     if isinstance(section, Grpo):
         found += _of_rewards(section)
     for key, problem in found:
@@ -129,6 +131,31 @@ def _against_packs(section: Training) -> list[tuple[str, str]]:
         "out, or write a number of rows there.")
         for key, value in found
     ]  # fmt: skip
+
+
+def _of_preferences(dpo: Dpo) -> list[tuple[str, str]]:
+    found = []
+    if (dpo.gamma is None) == (dpo.loss == "simpo"):
+        found.append(
+            ("gamma", "simpo needs one: 0.3 to 0.5 times beta, its paper says.")
+            if dpo.gamma is None
+            else ("gamma", f"is of simpo only; with {dpo.loss}, write null.")
+        )
+    if dpo.loss == "kto" and dpo.micro_batch < 2:
+        found.append(
+            ("micro_batch", "kto compares each answer with others of its micro batch: at least 2.")
+        )
+    if dpo.loss in ("exo_pair", "robust") and not dpo.trainer.get("label_smoothing"):
+        found.append(
+            ("trainer", f"{dpo.loss} needs label_smoothing, the share of pairs that are the wrong "
+             "way round: say 1.0e-3.")
+        )  # fmt: skip
+    if dpo.lora and dpo.lora.dropout and dpo.trainer.get("disable_dropout", True):
+        found.append(
+            ("lora.dropout", "TRL trains preferences without dropout, since it would be noise in "
+             "what is compared. Write 0.0, or dpo.trainer.disable_dropout: false.")
+        )  # fmt: skip
+    return found
 
 
 def _of_rewards(grpo: Grpo) -> list[tuple[str, str]]:

@@ -8,11 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from siftune import batches, output_head, tokens
@@ -24,7 +20,7 @@ from siftune.resume.best import Best
 from siftune.resume.trainer import Resumable
 from siftune.sections import Training
 from siftune.stage import UserError
-from siftune.training import adapters, options
+from siftune.training import adapters, around_trl, options
 from siftune.training.packed import Packed
 
 # In nats a token, between a batch and its rows alone; bf16 differs by less, a leak by more.
@@ -74,11 +70,11 @@ class SftTrainer(Resumable, SFTTrainer):
 
     def _num_own(self, num_rows: int, *, of: int) -> int:
         """How many rows of a batch are not there only to make the last one even over processes."""
-        # Accelerate's own remainder is of another batch size once batches have been skipped.
-        remainder = of % (self.args.per_device_train_batch_size * self.args.world_size)
-        if not self.accelerator.gradient_state.end_of_dataloader or remainder == 0:
-            return num_rows
-        return min(max(remainder - self.args.process_index * num_rows, 0), num_rows)
+        is_last = self.accelerator.gradient_state.end_of_dataloader
+        at_once = self.args.per_device_train_batch_size * self.args.world_size
+        return batches.num_own(
+            num_rows, remainder=of % at_once if is_last else 0, rank=self.args.process_index
+        )
 
 
 class PackedSftTrainer(Packed, SftTrainer):
@@ -150,15 +146,7 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=[curve],
     )
-    for weight in trainer.model.parameters():
-        if weight.requires_grad:  # TRL makes bf16 of an adapter on a quantised base, on V100, too
-            weight.data = weight.data.float()
-    if sft.lora:
-        trainer.first_factors = adapters.first_factors(model, sft.lora)
-    head = trainer.model.get_output_embeddings()
-    if not hasattr(head, "bias"):
-        head.bias = None  # TRL asks for it, and PEFT's wrapper of a head with new rows has none
-    trainer.remove_callback(PrinterCallback)
+    around_trl.settle(trainer, model, sft.lora)
     return trainer
 
 
