@@ -9,12 +9,12 @@ MERGED, GGUF = Path("models/merged"), Path("models/gguf")
 
 def main() -> None:
     params = config.load("data", "encode", "gguf_check")
-    from siftune import encoding, gguf_fidelity, gguf_readers, models
+    from siftune import encoders, encoding, gguf_fidelity, gguf_readers, models
 
     ggufs = llama_cpp.gguf_files(GGUF)
     gguf_limits.require(list(ggufs), params.gguf_check.limits)
     tokenizer = models.load_tokenizer(MERGED)
-    how = encoding.how(tokenizer, params.encode, params.data.reasoning_tags)
+    how = encoders.how(tokenizer, params.encode, params.data.reasoning_tags)
     test = Path("data/prepared/test.jsonl")
     conversations = list(encoding.some(test, params.gguf_check.num_prompts, how))
     with tracking.stage("gguf_check", "data", "encode", "gguf_check") as run:

@@ -10,12 +10,12 @@ MERGED = Path("models/merged")
 
 def main() -> None:
     params = config.load("data", "encode", "merge")
-    from siftune import encoding, merging, models
+    from siftune import encoders, encoding, merging, models
     from siftune.training import phases
 
     base, trained = models.base_folder(), phases.before()
     tokenizer = models.load_tokenizer()
-    how = encoding.how(tokenizer, params.encode, params.data.reasoning_tags)
+    how = encoders.how(tokenizer, params.encode, params.data.reasoning_tags)
     rows = [
         encoded.input_ids
         for encoded in encoding.some(

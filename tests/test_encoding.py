@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from siftune import encoding, files, token_facts, tokens
+from siftune import encoders, encoding, files, token_facts, tokens
 from siftune.chat import masking
 from siftune.stage import UserError
 
@@ -24,8 +24,10 @@ def record(number: int, *, exchanges: int = 1, words: int = 2) -> dict:
 def encode(tokenizer, encode_settings, tmp_path):
     def run(records: list[dict], **changes):
         files.write_jsonl(tmp_path / "train.jsonl", records)
-        how = encoding.how(tokenizer, replace(encode_settings, **changes), TAGS)
-        facts = encoding.encode_splits({"train": tmp_path / "train.jsonl"}, how, tmp_path)["train"]
+        how = encoders.how(tokenizer, replace(encode_settings, **changes), TAGS)
+        facts = encoding.encode_splits({"train": tmp_path / "train.jsonl"}, how, {"sft": tmp_path})[
+            "sft", "train"
+        ]
         return facts, tokens.read("train", tmp_path).to_list(), how
 
     return run
@@ -56,11 +58,98 @@ def test_every_record_is_written_in_order_with_its_facts(encode, tokenizer):
     assert facts.random == [f"{number:04}" for number in range(token_facts.NUM_SHOWN)]
 
 
+ASKED = [{"role": "user", "content": "1+1?"}]
+PAIR = {"id": "p", "messages": ASKED, "chosen": "2", "rejected": "3"}
+MIXED = [
+    {"id": "t", "text": "Once upon a time. " * 200},
+    record(1),
+    PAIR,
+    {"id": "l", "messages": ASKED, "completion": "two", "label": False},
+    {"id": "q", "messages": ASKED, "answer": "2", "fields": {"level": 3}},
+]
+
+
+def test_each_kind_of_row_is_for_its_phase(tokenizer, encode_settings, tmp_path):
+    prepared = {"train": tmp_path / "train.jsonl"}
+    files.write_jsonl(prepared["train"], MIXED)
+    folders = {phase: tmp_path / phase for phase in tokens.SCHEMAS}
+    for folder in folders.values():
+        folder.mkdir()
+    how = encoders.how(tokenizer, encode_settings, TAGS)
+    assert encoding.count(prepared) == {
+        ("pretrain", "train"): 1, ("sft", "train"): 1, ("dpo", "train"): 2, ("grpo", "train"): 1,
+    }  # fmt: skip
+    facts = encoding.encode_splits(prepared, how, folders)
+    rows = {phase: tokens.read("train", folder).to_list() for phase, folder in folders.items()}
+    # A text may be longer than encode.max_length: it is trained in blocks.
+    (text,) = rows["pretrain"]
+    assert len(text["input_ids"]) > encode_settings.max_length
+    assert text["labels"] == text["input_ids"]
+    assert text["input_ids"][-1] == tokenizer.eos_token_id
+    assert rows["sft"][0]["id"] == "0001"
+    asked = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)["input_ids"]
+    pair, labelled = rows["dpo"]
+    assert pair["prompt_ids"] == labelled["prompt_ids"] == asked
+    end = "<|im_end|>"
+    assert tokenizer.decode(pair["chosen_ids"]) == f"2{end}"
+    assert tokenizer.decode(pair["rejected_ids"]) == f"3{end}"
+    assert labelled["chosen_ids"] is None
+    assert tokenizer.decode(labelled["rejected_ids"]) == f"two{end}"
+    (problem,) = rows["grpo"]
+    assert problem["prompt_ids"] == asked
+    assert json.loads(problem["record"]) == MIXED[4]
+    assert facts["dpo", "train"].num_kept == 2
+    assert facts["dpo", "train"].num_trained == sum(
+        len(row[name] or []) for row in rows["dpo"] for name in ("chosen_ids", "rejected_ids")
+    )
+    assert facts["grpo", "train"].num_trained == 0
+    assert facts["grpo", "train"].num_tokens == len(asked)
+    told = encoding.results(facts)
+    assert told["train"]["kept"] == 5
+    assert told["dpo"]["train"]["kept"] == 2
+    assert set(encoding.by_name(facts)) == {f"{phase} train" for phase in tokens.SCHEMAS}
+
+
+def test_a_phase_needs_rows_in_each_split(tokenizer, encode_settings, tmp_path):
+    prepared = {split: tmp_path / f"{split}.jsonl" for split in tokens.SPLITS}
+    files.write_jsonl(prepared["train"], [record(1), PAIR])
+    files.write_jsonl(prepared["validation"], [record(2)])
+    folders = {"sft": tmp_path, "dpo": tmp_path / "dpo"}
+    folders["dpo"].mkdir()
+    how = encoders.how(tokenizer, encode_settings, TAGS)
+    with pytest.raises(UserError, match=r"of 0 validation rows for dpo none is left"):
+        encoding.encode_splits(prepared, how, folders)
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut_answer", "cut_first_turns"])
+def test_a_prompt_that_is_too_long_is_dropped_or_loses_its_first_turns(
+    tokenizer, encode_settings, tmp_path, too_long
+):
+    talk = [
+        {"role": "user", "content": "why " * 100},
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "1+1?"},
+    ]
+    problem = {"id": "q", "messages": talk, "answer": "2", "fields": {}}
+    files.write_jsonl(tmp_path / "train.jsonl", [problem, {**MIXED[4], "id": "r"}])
+    settings = replace(encode_settings, max_length=64, too_long=too_long)
+    how = encoders.how(tokenizer, settings, TAGS)
+    found = encoding.encode_splits({"train": tmp_path / "train.jsonl"}, how, {"grpo": tmp_path})
+    kept = [tokenizer.decode(row["prompt_ids"]) for row in tokens.read("train", tmp_path)]
+    if too_long == "cut_first_turns":
+        assert len(kept) == 2
+        assert "why" not in kept[0]
+        assert found["grpo", "train"].num_cut == 1
+    else:
+        assert len(kept) == 1
+        assert found["grpo", "train"].num_dropped == 1
+
+
 def test_the_worst_rows_are_listed_with_the_reason(encode):
     facts, _, _ = encode([*(record(n) for n in range(40)), record(99, words=150)])
     why = {row["id"]: row["why"] for _, _, row in facts.worst}
     assert "0099" in why
-    page = encoding.for_the_page({"train": facts}, encode([record(1)])[2])
+    page = encoding.for_the_page({("sft", "train"): facts}, encode([record(1)])[2])
     assert json.loads(json.dumps(page))["splits"]["train"]["kept"] == 41
     assert len(page["worst"]) <= token_facts.NUM_LISTED
 
@@ -69,7 +158,7 @@ LONG = [record(1), record(2, exchanges=5, words=8), record(3, words=200)]
 
 
 def test_too_long_is_an_error_with_the_longest_row(encode):
-    with pytest.raises(UserError, match=r"2 of 3 train conversations.*128 tokens; 0003 has \d+"):
+    with pytest.raises(UserError, match=r"2 of 3 train rows for sft.*128 tokens; 0003 has \d+"):
         encode(LONG, max_length=128)
 
 
@@ -121,7 +210,7 @@ def test_faults_are_counted_and_tolerated_up_to_a_share(encode):
 
 
 def test_all_dropped_is_an_error(encode):
-    with pytest.raises(UserError, match=r"of 1 train conversations none is left"):
+    with pytest.raises(UserError, match=r"of 1 train rows for sft none is left"):
         encode([record(1)], max_length=4, too_long="drop")
 
 

@@ -2,13 +2,14 @@ import re
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from siftune import __main__, tokens
 from siftune.chat.masking import IGNORED
-from siftune.proof import terminal, token_text
+from siftune.proof import page, terminal, token_text
 from siftune.proof.token_text import Piece, Reader
 from siftune.stage import UserError
 
@@ -214,3 +215,39 @@ def test_the_command_line_shows_a_row_or_refuses_an_unknown_one(
     said = capsys.readouterr()
     assert ("⟦4<|im_end|>⟧" in said.out) is (code == 0)
     assert ("siftune: No row has an id" in said.err) is (code == 78)
+
+
+def test_pairs_and_problems_are_shown_with_what_is_trained_of_them(encoded_data, tokenizer, capsys):
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    rows = {
+        "dpo": [
+            {"id": "9a", "prompt_ids": ids("1+1?"), "chosen_ids": ids("two"), "rejected_ids": None},
+            {
+                "id": "9b",
+                "prompt_ids": ids("1+1?"),
+                "chosen_ids": ids("2"),
+                "rejected_ids": ids("3"),
+            },
+        ],
+        "grpo": [{"id": "9c", "prompt_ids": ids("Solve 4+4."), "record": "{}"}],
+    }
+    for phase, of_phase in rows.items():
+        folder = tokens.folder_of(phase)
+        folder.mkdir()
+        with tokens.write("train", folder, phase) as out:
+            schema = tokens.SCHEMAS[phase]
+            out.write_batch(pyarrow.RecordBatch.from_pylist(of_phase, schema=schema))
+    assert [row.answer for row in terminal.find(["9b", "9a"])] == ["chosen", "rejected", "chosen"]
+    terminal.show(["9b", "9c"])
+    printed = capsys.readouterr().out
+    assert "1+1?⟦2⟧" in printed
+    assert "phase:   dpo (chosen answer)" in printed
+    assert "1+1?⟦3⟧" in printed
+    assert "phase:   dpo (rejected answer)" in printed
+    assert "Solve 4+4.\n" in printed
+    assert "0 trained (0.0%)" in printed
+    shown = page.render(["9b", "9c"], tokenizer)
+    assert "asked for; chosen" in shown
+    assert "asked for; rejected" in shown

@@ -73,6 +73,12 @@ def phases(params: Any) -> list[Training]:
     return [getattr(params, name) for name in PHASES if getattr(params, name) is not None]
 
 
+def names_of_phases() -> list[str]:
+    """The phases that are set, from the file as it stands."""
+    raw = _read()
+    return [name for name in PHASES if raw.get(name) is not None]
+
+
 def raw_sections(*names: str) -> dict[str, Any]:
     """The named sections as they stand in the file, for logging."""
     raw = _read()

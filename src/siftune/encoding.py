@@ -1,62 +1,48 @@
-"""All prepared conversations as tokens, with the facts that prove what is trained."""
+"""All prepared records as tokens, phase by phase, with the facts that prove what is trained."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from siftune import files, parallel, progress, provenance, tokens
-from siftune.chat import cutting, masking, tokenise
+from siftune.chat import masking
+from siftune.data import kinds
 from siftune.data.faults import Fault, refuse_if_too_many
+from siftune.encoders import ENCODERS, Encoder, How
 from siftune.sections import Encode
 from siftune.stage import UserError
 from siftune.token_facts import BIN, NUM_LISTED, Facts, Row, worst
 
-BATCH = 1000  # conversations
+BATCH = 1000  # records
+
+Part = tuple[str, str]  # phase, split
+Encoded = list[tuple[Part, pa.RecordBatch, Facts]]
 
 
-class How(NamedTuple):
-    """All that decides the tokens of a conversation."""
-
-    tokenizer: PreTrainedTokenizerBase
-    tokenise: tokenise.Tokenise
-    settings: Encode
-    reasoning_tags: tuple[str, str]
-
-    def encode(self, records: list[Row]) -> list[masking.Encoded | Fault]:
-        """The records' tokens and labels."""
-        return masking.encode(*self._arguments(records))
-
-    def encode_one(self, record: Row) -> masking.Encoded | Fault:
-        """One record's tokens and labels."""
-        return self.encode([record])[0]
-
-    def encode_arrays(self, records: list[Row]) -> list[masking.Arrays | Fault]:
-        """The same as arrays."""
-        return masking.encode_arrays(*self._arguments(records))
-
-    def _arguments(self, records: list[Row]) -> tuple[Any, ...]:
-        return self.tokenizer, records, self.settings, self.reasoning_tags, self.tokenise
+def results(facts: dict[Part, Facts]) -> dict[str, Any]:
+    """What the stage reports: by split, and of each phase by split where there are several."""
+    found: dict[str, Any] = {}
+    for split in tokens.SPLITS:
+        total = Facts()
+        for part, one in facts.items():
+            if part[1] == split:
+                total.add(one)
+        found[split] = total.counts()
+    if len({phase for phase, _ in facts}) > 1:
+        for (phase, split), one in facts.items():
+            found.setdefault(phase, {})[split] = one.counts()
+    return found
 
 
-def how(tokenizer: PreTrainedTokenizerBase, settings: Encode, reasoning_tags: list[str]) -> How:
-    """All that decides the tokens; its tokenise function is tried on a prompt of the template."""
-    opened, closed = reasoning_tags
-    return How(tokenizer, tokenise.fastest(tokenizer), settings, (opened, closed))
-
-
-def results(facts: dict[str, Facts]) -> dict[str, Any]:
-    """What the stage reports, by split."""
-    return {split: found.counts() for split, found in facts.items()}
-
-
-def for_the_page(facts: dict[str, Facts], how: How) -> dict[str, Any]:
+def for_the_page(found: dict[Part, Facts], how: How) -> dict[str, Any]:
     """What the data page and `siftune data show` read."""
+    facts = by_name(found)
 
     def of_all(kind: str) -> list[Row]:
         return [
@@ -69,7 +55,7 @@ def for_the_page(facts: dict[str, Facts], how: How) -> dict[str, Any]:
             "sha256": provenance.digest(how.tokenizer.chat_template),
             "stop_tokens": [how.tokenizer.eos_token],
         },
-        "splits": results(facts),
+        "splits": {split: found.counts() for split, found in facts.items()},
         "bin": BIN,
         "histograms": {
             split: {part: dict(sorted(rows.items())) for part, rows in found.lengths.items()}
@@ -94,31 +80,57 @@ def for_the_page(facts: dict[str, Facts], how: How) -> dict[str, Any]:
     }
 
 
-def encode_splits(prepared: dict[str, Path], how: How, folder: Path) -> dict[str, Facts]:
-    """Write the tokens of each split's records, a file of JSON lines, into `folder`.
+def by_name(facts: dict[Part, Facts]) -> dict[str, Facts]:
+    """By split; where not only sft is trained, by `pretrain train` and the like."""
+    alone = {phase for phase, _ in facts} == {"sft"}
+    return {split if alone else f"{phase} {split}": one for (phase, split), one in facts.items()}
+
+
+def count(prepared: dict[str, Path]) -> dict[Part, int]:
+    """How many records each phase has in each split; a phase without any is not there."""
+    found: Counter[Part] = Counter()
+    for split, path in prepared.items():
+        found.update((kinds.phase_of(record), split) for record in files.read_jsonl(path))
+    there = [phase for phase in ENCODERS if any(phase == one for one, _ in found)]
+    return {(phase, split): found[phase, split] for phase in there for split in prepared}
+
+
+def encode_splits(
+    prepared: dict[str, Path], how: How, folders: dict[str, Path]
+) -> dict[Part, Facts]:
+    """Write the tokens of each split's records, a file of JSON lines, each into its phase's folder.
+
+    Args:
+        folders: by phase; the files of a phase without records are empty.
 
     Raises:
-        UserError: conversations are too long and `too_long` is `error`; more are faulty than
-            `max_faulty` allows; nothing is left.
+        UserError: rows are too long and `too_long` is `error`; more are faulty than `max_faulty`
+            allows; nothing is left.
     """
-    facts = {split: Facts() for split in prepared}
+    facts = {part: Facts() for part in count(prepared)}
     with ExitStack() as stack:
-        out = {split: stack.enter_context(tokens.write(split, folder)) for split in prepared}
+        out = {
+            (phase, split): stack.enter_context(tokens.write(split, folder, phase))
+            for phase, folder in folders.items()
+            for split in prepared
+        }
         encoded = parallel.in_order(partial(_encode_batch, how=how), _batches(prepared))
-        for batch, found, split in progress.shown(
-            encoded, "conversations encoded", size=lambda one: one[1].num_rows
+        for parts in progress.shown(
+            encoded, "rows encoded", size=lambda parts: sum(one.num_rows for _, _, one in parts)
         ):
-            out[split].write_batch(batch)
-            facts[split].add(found)
-    for split, found in facts.items():
-        _refuse(found, split, how.settings)
+            for part, batch, found in parts:
+                out[part].write_batch(batch)
+                facts[part].add(found)
+    for part, found in facts.items():
+        _refuse(found, part, how.settings)
     return facts
 
 
 def some(prepared: Path, number: int, how: How) -> Iterator[masking.Encoded]:
-    """The first records of a file that can be encoded, up to `number`."""
+    """The first records of a file that can be encoded as conversations or text, up to `number`."""
     records = list(islice(files.read_jsonl(prepared), 2 * number))
-    found = [encoded for encoded in how.encode(records) if isinstance(encoded, masking.Encoded)]
+    asked = [kinds.as_conversation(record) or record for record in records]
+    found = [encoded for encoded in how.encode(asked) if isinstance(encoded, masking.Encoded)]
     yield from found[:number]
 
 
@@ -128,39 +140,45 @@ def _batches(prepared: dict[str, Path]) -> Iterator[tuple[str, list[bytes]]]:
             yield from ((split, batch) for batch in iter(lambda: list(islice(lines, BATCH)), []))
 
 
-def _encode_batch(
-    split_lines: tuple[str, list[bytes]], how: How
-) -> tuple[pa.RecordBatch, Facts, str]:
+def _encode_batch(split_lines: tuple[str, list[bytes]], how: How) -> Encoded:
     split, lines = split_lines
-    records = [files.parse(line) for line in lines]
+    of_phase: dict[str, list[Row]] = {}
+    for line in lines:
+        record = files.parse(line)
+        of_phase.setdefault(kinds.phase_of(record), []).append(record)
+    return [
+        ((phase, split), *_encode(records, ENCODERS[phase](how), how.settings))
+        for phase, records in of_phase.items()
+    ]
+
+
+def _encode(records: list[Row], encoder: Encoder, settings: Encode) -> tuple[pa.RecordBatch, Facts]:
     facts = Facts(num_rows=len(records))
-    kept: list[tokens.Row] = []
-    num_characters: list[int] = []
-    for record, encoded in zip(records, how.encode_arrays(records), strict=True):
-        fitting = _fit(record, encoded, how, facts)
+    kept: list[tuple[Row, Any]] = []
+    for record, encoded in zip(records, encoder.encode(records), strict=True):
+        fitting = _fit(record, encoded, encoder, settings, facts)
         if fitting is not None:
-            kept.append((record["id"], fitting.input_ids, fitting.labels))
-            num_characters.append(_num_characters(record))
-    batch = tokens.batch(kept)
-    facts.keep(batch, num_characters)
-    return batch, facts, split
+            kept.append((record, fitting))
+    batch = encoder.batch(kept)
+    # Each answer with its prompt, as the loss looks at it.
+    seen = [(record, *one) for record, encoded in kept for one in encoder.looked_at(encoded)]
+    looked_at = tokens.batch([(record["id"], ids, labels) for record, ids, labels in seen])
+    facts.keep(looked_at, [_num_characters(record) for record, _, _ in seen], num_rows=len(kept))
+    return batch, facts
 
 
-def _fit(
-    record: Row, encoded: masking.Either | Fault, how: How, facts: Facts
-) -> masking.Either | None:
-    """The conversation if it fits, what is left of it after cutting, or None."""
-    rule, max_length = how.settings.too_long, how.settings.max_length
-    kept: masking.Either | Fault | None = encoded
-    if not isinstance(encoded, Fault) and len(encoded.input_ids) > max_length:
-        num_tokens = len(encoded.input_ids)
-        kept = cutting.cut(record, encoded, rule, max_length, how.encode_one)
+def _fit(record: Row, encoded: Any, encoder: Encoder, settings: Encode, facts: Facts) -> Any:
+    """The record's tokens if they fit, what is left of them after cutting, or None."""
+    kept = encoded
+    if not isinstance(encoded, Fault) and encoder.is_too_long(encoded):
+        num_tokens = _longest(encoder, encoded)
+        kept = encoder.cut(record, encoded)
         if kept is None:
             facts.num_dropped += 1
             facts.note("dropped", id=record["id"], tokens=num_tokens)
         elif not isinstance(kept, Fault):
             facts.num_cut += 1
-            left = len(kept.input_ids)
+            left, rule = _longest(encoder, kept), settings.too_long
             facts.note("cut", id=record["id"], tokens=num_tokens, kept_tokens=left, rule=rule)
     if isinstance(kept, Fault):
         facts.faulty[kept.reason] += 1
@@ -169,7 +187,12 @@ def _fit(
     return kept
 
 
-def _refuse(facts: Facts, split: str, settings: Encode) -> None:
+def _longest(encoder: Encoder, encoded: Any) -> int:
+    return max(len(ids) for ids, _ in encoder.looked_at(encoded))
+
+
+def _refuse(facts: Facts, part: Part, settings: Encode) -> None:
+    phase, split = part
     refuse_if_too_many(
         facts.faulty,
         {
@@ -185,18 +208,20 @@ def _refuse(facts: Facts, split: str, settings: Encode) -> None:
         longest = max(facts.listed["dropped"], key=lambda row: int(row["tokens"]))
         raise UserError(
             f"params.yaml: encode.max_length: {facts.num_dropped} of {facts.num_rows} {split} "
-            f"conversations are longer than {settings.max_length} tokens; {longest['id']} has "
+            f"rows for {phase} are longer than {settings.max_length} tokens; {longest['id']} has "
             f"{longest['tokens']}. Raise it, or say what to do with them: encode.too_long: drop, "
             "cut_first_turns or cut_answer."
         )
     if not facts.num_kept:
         raise UserError(
-            f"params.yaml: encode: of {facts.num_rows} {split} conversations none is left "
-            f"({facts.num_dropped} are longer than encode.max_length = {settings.max_length})."
+            f"params.yaml: encode: of {facts.num_rows} {split} rows for {phase} none is left "
+            f"({facts.num_dropped} are longer than encode.max_length = {settings.max_length}). A "
+            "phase needs rows for training and for validation."
         )
 
 
 def _num_characters(record: Row) -> int:
     if "text" in record:
         return len(record["text"])
-    return sum(len(message["content"] or "") for message in record["messages"])
+    whole = kinds.as_conversation(record) or record
+    return sum(len(message["content"] or "") for message in whole["messages"])

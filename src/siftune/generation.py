@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from siftune.chat import conversation
+from siftune.data import kinds
 from siftune.sections import Decoding, Samples
 
 BATCH = 16  # prompts that are answered at once; changes no answer
@@ -30,11 +31,12 @@ Answers = dict[str, list[str]]  # by the decoding's name, one for each prompt
 def spread(records: Iterable[dict[str, Any]], num_records: int) -> list[dict[str, Any]]:
     """The first record of each kind, then the second of each, and so on, up to `num_records`.
 
-    The kind is what stands before the colon of a record's group: a template in the embedded data.
+    All are conversations that end with an answer; plain text asks nothing, and is left out. The
+    kind is what stands before the colon of a record's group: a template in the embedded data.
     """
     seen: Counter[str] = Counter()
     ranked = []
-    for record in records:
+    for record in filter(None, map(kinds.as_conversation, records)):
         kind = record["group"].partition(":")[0]
         ranked.append((seen[kind], record))
         seen[kind] += 1

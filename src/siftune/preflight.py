@@ -3,6 +3,7 @@
 from typing import Any
 
 from siftune import batches, config, decoding, gguf_limits, llama_cpp, sources
+from siftune.data import kinds
 from siftune.sections import Grpo, Training
 from siftune.stage import UserError
 from siftune.training import requirements
@@ -31,10 +32,22 @@ def check(params: Any, *, world_size: int = 1) -> None:
 
             batches.require_prompts(section)
             choosing.choose(section.rewards, "grpo.rewards")
+    _require_rows(params)
     decoding.require(params.samples)
     llama_cpp.require(params.to_gguf.types)
     gguf_limits.require(params.to_gguf.types, params.gguf_check.limits)
     _require_metric(params.register.metric, params.benchmark.tasks)
+
+
+def _require_rows(params: Any) -> None:
+    """As far as formats that are named tell what the rows are."""
+    told = {kinds.phase_of_format(source.format) for source in params.data.sources}
+    # One that is detected may hold any.
+    known = told - {None} if None in told else set(kinds.ROWS)
+    trained = {section.phase for section in config.phases(params)}
+    kinds.require(
+        {phase: (phase in trained, phase in told) for phase in kinds.ROWS if phase in known}
+    )
 
 
 def _require_room(section: Training, max_length: int) -> None:

@@ -41,8 +41,13 @@ class Facts:
     worst: list[tuple[str, float, Row]] = field(default_factory=list)  # by what, how bad
     random: list[str] = field(default_factory=list)  # the lowest ids: they are hashes
 
-    def keep(self, batch: pa.RecordBatch, num_characters: list[int]) -> None:
-        """Count conversations that will be trained on, each with the size of its text."""
+    def keep(self, batch: pa.RecordBatch, num_characters: list[int], *, num_rows: int) -> None:
+        """Count what will be trained on, each with the size of its text.
+
+        Args:
+            batch: ids, tokens and labels; several may be of one row.
+            num_rows: of how many rows they are.
+        """
         if not batch.num_rows:
             return
         ids, labels = (batch.column(name) for name in ("input_ids", "labels"))
@@ -51,8 +56,10 @@ class Facts:
         total = np.diff(ids.offsets)
         trained = np.add.reduceat(is_trained, starts, dtype=np.int64)
         places = np.flatnonzero(is_trained)
-        prompt = places[np.searchsorted(places, starts)] - starts
-        self.num_kept += batch.num_rows
+        ends = starts + total
+        first = np.append(places, len(flat))[np.searchsorted(places, starts)]
+        prompt = np.minimum(first, ends) - starts
+        self.num_kept += num_rows
         self.num_tokens += len(flat)
         self.num_trained += len(places)
         self.longest = max(self.longest, int(total.max()))

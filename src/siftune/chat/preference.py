@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from siftune.chat import cutting, masking, tokenise
+from siftune.data import kinds
 from siftune.data.faults import Fault
 from siftune.sections import Encode
 from siftune.stage import UserError
@@ -56,7 +57,7 @@ def encode(
         )
     names = [_names(record) for record in records]
     whole = [
-        _conversation(record, record[name])
+        kinds.with_answer(record, record[name])
         for record, those in zip(records, names, strict=True)
         for name in those
     ]
@@ -96,11 +97,6 @@ def _names(record: Record) -> tuple[str, ...]:
         "data/prepared holds no answers to be preferred: each row needs a chosen and a rejected "
         "one, or one with a label. data.sources.columns maps columns of other names."
     )
-
-
-def _conversation(record: Record, answer: str) -> Record:
-    turns = [*record["messages"], {"role": "assistant", "content": answer}]
-    return {"messages": turns, "tools": record.get("tools")}
 
 
 def _joined(names: tuple[str, ...], encoded: Iterator[masking.Encoded | Fault]) -> Answered | Fault:

@@ -127,18 +127,21 @@ def read_rows(
     stops = set(tokenizer.convert_tokens_to_ids(encoded["template"]["stop_tokens"]))
     extra = [{"id": terminal.full_id(one), "why": "asked for"} for one in extra_ids]
     wanted = [*extra, *encoded["shown"], *encoded["worst"]]
-    by_id = {row.id: row for row in terminal.find(dict.fromkeys(one["id"] for one in wanted))}
+    found = terminal.find(dict.fromkeys(one["id"] for one in wanted))
+    by_id = {one: list(rows) for one, rows in groupby(found, key=lambda row: row.id)}
 
     def read(named: list[dict[str, Any]]) -> list[ShownRow]:
         why: dict[str, list[str]] = {}
         for one in named:
             why.setdefault(one["id"], []).append(one["why"])
         return [
-            _shown(by_id[one], "; ".join(why[one]), reader, stops) for one in why if one in by_id
+            _shown(row, "; ".join(why[one]), reader, stops)
+            for one in why
+            for row in by_id.get(one, [])
         ]
 
     num_shared = encoded["splits"].get("train", {}).get("shared_prefix", 0)
-    first = next((row for row in by_id.values() if row.split == "train"), None)
+    first = next((row for row in found if row.split == "train"), None)
     shared = reader.text(first.input_ids[:num_shared]) if first and num_shared else ""
     return Rows(read([*extra, *encoded["shown"]]), read(encoded["worst"]), shared)
 
@@ -150,7 +153,7 @@ def _shown(row: terminal.Row, why: str, reader: token_text.Reader, stops: set[in
     return ShownRow(
         id=row.id,
         split=row.split,
-        why=why,
+        why=f"{why}; {row.answer}" if row.answer else why,
         num_tokens=len(row.input_ids),
         num_trained=row.num_trained,
         stops=verdicts.stops(row.input_ids, row.labels, stops),

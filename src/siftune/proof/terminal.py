@@ -23,10 +23,12 @@ GREEN, DIM, PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 
 
 class Row(NamedTuple):
-    """A row of data/tokens."""
+    """A row of data/tokens, or one of its answers with the prompt; a problem has no answer."""
 
     id: str
     split: str
+    phase: str
+    answer: str | None  # chosen or rejected, of a phase that prefers answers
     input_ids: list[int]
     labels: list[int]
 
@@ -77,20 +79,37 @@ def describe(reader: token_text.Reader, row: Row, in_colour: bool) -> Iterator[s
     begin = ", ".join(map(str, row.input_ids[: row.num_prompt][:NUM_PROMPT_IDS]))
     yield f"prompt:  {wording.count(row.num_prompt)} tokens{begin and f', which begin {begin}'}"
     group = next((record["group"] for record in _records(row.split, row.id)), "not known")
+    answer = f" ({row.answer} answer)" if row.answer else ""
+    yield f"phase:   {row.phase}{answer}"
     yield f"row:     id {row.id}, split {row.split}, group {token_text.in_one_line(group)[:200]}"
 
 
 def find(ids: Iterable[str]) -> list[Row]:
-    """The rows of these ids, in their order; an id that has no row is left out."""
+    """The rows of these ids, in their order, of a pair both; an id that has none is left out."""
     ids = list(ids)
-    found = {}
-    for split, dataset in _datasets():
+    found: dict[str, list[Row]] = {}
+    for phase, split, dataset in _datasets():
         column = dataset.data.column("id")
         is_wanted = pyarrow.compute.is_in(column, value_set=pyarrow.array(ids, column.type))
         for index in pyarrow.compute.indices_nonzero(is_wanted).to_pylist():
             values = dataset[index]
-            found[values["id"]] = Row(values["id"], split, values["input_ids"], values["labels"])
-    return [found[one] for one in ids if one in found]
+            # A row that a source's weight repeats is one row.
+            found[values["id"]] = list(_rows(phase, split, values))
+    return [row for one in ids for row in found.get(one, [])]
+
+
+def _rows(phase: str, split: str, values: dict[str, Any]) -> Iterator[Row]:
+    if "input_ids" in values:
+        yield Row(values["id"], split, phase, None, values["input_ids"], values["labels"])
+        return
+    prompt = values["prompt_ids"]
+    read = [IGNORED] * len(prompt)
+    if phase == "grpo":
+        yield Row(values["id"], split, phase, None, prompt, read)
+    for answer in ("chosen", "rejected"):
+        ids = values.get(f"{answer}_ids")
+        if ids is not None:
+            yield Row(values["id"], split, phase, answer, prompt + ids, read + ids)
 
 
 def full_id(wanted: str) -> str:
@@ -112,18 +131,20 @@ def full_id(wanted: str) -> str:
     raise UserError(_elsewhere(wanted) or _nowhere(wanted))
 
 
-def _datasets() -> Iterator[tuple[str, Any]]:
-    folder = tokens.folder_of("sft")
-    if not folder.exists():
-        raise UserError(f"{folder} is not there; encode writes it. Run `dvc repro encode`.")
-    for split in tokens.SPLITS:
-        if tokens.path(split, folder).exists():
-            yield split, tokens.read(split, folder)
+def _datasets() -> Iterator[tuple[str, str, Any]]:
+    """Phase, split and rows, of all that have any."""
+    if not tokens.FOLDER.exists():
+        raise UserError(f"{tokens.FOLDER} is not there; encode writes it. Run `dvc repro encode`.")
+    for phase in tokens.SCHEMAS:
+        for split in tokens.SPLITS:
+            path = tokens.path(split, tokens.folder_of(phase))
+            if path.exists() and tokens.are_there(split, path.parent):
+                yield phase, split, tokens.read(split, path.parent)
 
 
 def _ids_beginning(text: str) -> list[str]:
     found: list[str] = []
-    for _, dataset in _datasets():
+    for _, _, dataset in _datasets():
         column = dataset.data.column("id")
         begins_so = pyarrow.compute.starts_with(column, pattern=text)
         # A row that a source's weight repeats is one row.

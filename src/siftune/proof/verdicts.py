@@ -110,6 +110,9 @@ def _left_out(encoded: dict[str, Any]) -> Verdict:
 def _trained(encoded: dict[str, Any]) -> Verdict:
     tokens = sum(split["tokens"] for split in encoded["splits"].values())
     trained = sum(split["trained_tokens"] for split in encoded["splits"].values())
+    if not trained and all("grpo" in name for name in encoded["splits"]):
+        words = f"{wording.count(tokens)} tokens of prompts; the model answers itself."
+        return Verdict("fine", words, "tokens")
     if not trained:
         return Verdict("wrong", f"None of {wording.count(tokens)} tokens is trained.", "tokens")
     share = wording.percent(trained / tokens)
