@@ -150,6 +150,7 @@ def trainer(tiny_model, tokenizer, encode_settings):
             layer.self_attn.v_proj.weight.mul_(20)
         model.model.norm.weight.mul_(10)
     return SimpleNamespace(
+        phase="sft",
         model=model,
         train_dataset=[row._asdict() for row in rows],
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),

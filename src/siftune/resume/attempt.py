@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from siftune import files
 from siftune.resume import agreement, stopping
 from siftune.resume.checkpoints import Checkpoint, Store
 from siftune.resume.fingerprint import WORK, Fingerprint, differences
 from siftune.stage import RunAgain, StartAgain, UserError
+
+M = TypeVar("M", bound=int | str)  # rows, or a token budget
 
 MAX_WITHOUT_PROGRESS = 3
 STARTS, MADE_OF, MICRO_BATCH = "starts.jsonl", "fingerprint.json", "micro_batch.json"
@@ -59,10 +61,10 @@ class Attempt:
         self.step, self._saved_at = step, time.monotonic()
         self.stop.saved_in(seconds)
 
-    def micro_batch(self, wanted: int | str) -> int | str:
+    def micro_batch(self, wanted: M) -> M:
         """The micro batch: as in params.yaml, or what was found to fit into the GPU's memory."""
         path = self.folder / MICRO_BATCH
-        found: int | str = files.read_json(path)["micro_batch"] if path.exists() else wanted
+        found: M = files.read_json(path)["micro_batch"] if path.exists() else wanted
         return found
 
     def fit(self, micro_batch: int | str) -> None:
