@@ -21,7 +21,7 @@ from trl.trainer.utils import use_adapter
 
 from siftune import tokens
 from siftune.chat import preference
-from siftune.learning_curve import LearningCurve
+from siftune.learning_curve import LearningCurve, summarise
 from siftune.resume import checkpoints
 from siftune.sections import Dpo
 from siftune.stage import RunAgain, UserError
@@ -163,7 +163,11 @@ def test_the_margin_rises_from_zero_and_all_of_it_is_in_the_curve(train, tmp_pat
     assert log.curve("validation_reward_accuracy")[-1] >= 0.8
     assert log.curve("validation_loss")[-1] < 0.5
     assert log.curve("chosen_logprob")[-1] > log.curve("rejected_logprob")[-1]
-    made.callback_handler.callbacks[-1].write(tmp_path / "curve.csv")
+    curve = made.callback_handler.callbacks[-1]
+    found = summarise(made, curve)
+    for name in ("validation_loss", "validation_reward_margin", "validation_chosen_logprob"):
+        assert found[name] == log.curve(name)[-1]
+    curve.write(tmp_path / "curve.csv")
     header, first, *_ = (tmp_path / "curve.csv").read_text().splitlines()
     named = dict(zip(header.split(","), first.split(","), strict=True))
     assert named["reward_accuracy"] == "0.0"

@@ -133,7 +133,7 @@ class LearningCurve(TrainerCallback):
 def summarise(trainer: Resumable, curve: LearningCurve) -> dict[str, float]:
     """The end of the curve, mean speed without evaluation, and how much of the model is trained.
 
-    The validation loss is that of the weights that are kept, at `kept_step`.
+    What was found on the validation split is of the weights that are kept, at `kept_step`.
     """
     if isinstance(trainer.model, PeftModel):  # it knows how many are in quantised ones
         trained, total = trainer.model.get_nb_trainable_parameters()
@@ -142,7 +142,7 @@ def summarise(trainer: Resumable, curve: LearningCurve) -> dict[str, float]:
     kept = trainer.best.step if trainer.best.keep else trainer.state.global_step
     return {
         "train_loss": curve.last("train_loss"),
-        "validation_loss": curve.rows[kept]["validation_loss"],
+        **{name: n for name, n in curve.rows[kept].items() if name.startswith("validation_")},
         "kept_step": kept,
         "num_steps": trainer.state.global_step,
         "num_examples": len(trainer.train_dataset),
