@@ -1,5 +1,6 @@
 """GRPO on a tiny model with thirty words: what it learns, how it goes on, and what it shows."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -121,7 +122,7 @@ def base(tokenizer):
 
     def new() -> LlamaForCausalLM:
         torch.manual_seed(0)
-        model = LlamaForCausalLM(settings)
+        model = LlamaForCausalLM(copy.deepcopy(settings))  # a training writes into it
         model.lm_head.weight.data *= 10  # or no word can become much likelier than another
         return model
 
@@ -252,12 +253,15 @@ def test_killed_in_either_epoch_or_between_them_it_ends_with_the_same_bits(step,
     assert_goes_on_exactly(make, whole, step)
 
 
-@pytest.mark.parametrize("variant", ["accumulation", "several steps", "best", "all weights"])
+@pytest.mark.parametrize(
+    "variant", ["accumulation", "several steps", "best", "reference", "all weights"]
+)
 def test_so_it_does_however_it_trains(variant, make, whole, here):
     changed = {
         "accumulation": {"micro_batch": 2},
         "several steps": {"trainer": {"gradient_checkpointing": False, "num_iterations": 2}},
         "best": {"keep": "best", "patience": 5},
+        "reference": {"trainer": {"gradient_checkpointing": False, "beta": 0.5}},
         "all weights": {"lora": None, "learning_rate": 1e-3},
     }[variant]
     assert_goes_on_exactly(make, whole, 14 if variant == "several steps" else 7, **changed)

@@ -162,10 +162,10 @@ class GrpoTrainer(Resumable, GRPOTrainer):
 
     def _num_own(self, num_rows: int) -> int:
         """How many rows of all processes are not there only to make the last batch even."""
-        remainder = len(self.eval_dataset) % (self.args.eval_batch_size * self.args.world_size)
-        if not self.accelerator.gradient_state.end_of_dataloader or remainder == 0:
-            return num_rows
-        return remainder
+        at_once = self.args.eval_batch_size * self.args.world_size
+        is_last = self.accelerator.gradient_state.end_of_dataloader
+        remainder = len(self.eval_dataset) % at_once if is_last else 0
+        return batches.num_own(num_rows, remainder=remainder, rank=0)
 
     # Completions that several steps learn from are in no checkpoint: it stops, and saves, only
     # where new ones are made next.
