@@ -296,7 +296,7 @@ def test_a_terminal_obeys_nothing_that_a_model_says():
 
 
 def test_which_models_there_are_is_told(made, monkeypatch):
-    with pytest.raises(UserError, match=r"no 'q4_0' .* merged, adapter, .*/8, .*/4, f16, base"):
+    with pytest.raises(UserError, match=r"no 'q4_0' .* merged, sft, .*/8, .*/4, f16, base"):
         weights.find("q4_0", weights.all_here())
 
 

@@ -145,7 +145,7 @@ def test_a_checkpoint_has_several_names(folder, wanted):
 def test_an_unknown_name_is_answered_by_those_that_are_here(folder):
     done = siftune("samples", "--checkpoint", "01234567/5")
     assert done.returncode == 78
-    assert "merged, adapter, 01234567/8, 01234567/4, base" in done.stderr
+    assert "merged, sft, 01234567/8, 01234567/4, base" in done.stderr
     assert "Traceback" not in done.stderr
 
 

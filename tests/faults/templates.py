@@ -16,8 +16,12 @@ import promise
 import workspace
 from trial import HANG, SFT, Template
 
-STAGES = ("train/check.py", "train/fetch.py", "train/prepare.py", "train/encode.py")
-LATER = ("export/merge.py", "export/to_gguf.py", "eval/benchmark.py")
+STAGES = (
+    "train/check.py", "train/fetch.py", "train/prepare.py", "train/encode.py", "train/pretrain.py",
+)  # fmt: skip
+LATER = (
+    "train/dpo.py", "train/grpo.py", "export/merge.py", "export/to_gguf.py", "eval/benchmark.py",
+)  # fmt: skip
 RANKS = 4
 
 
@@ -131,7 +135,7 @@ def _with_dvc(one: Template, start: Path, target: Path) -> Template:
     def commit() -> None:
         from dvc.cli import main
 
-        sys.exit(main(["commit", "--force", "check", "fetch", "prepare", "encode"]))
+        sys.exit(main(["commit", "--force", *(Path(path).stem for path in STAGES)]))
 
     call(target, commit, "dvc commit")
     return Template(target, one.golden, one.seconds)
