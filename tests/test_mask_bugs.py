@@ -11,6 +11,7 @@ import torch
 from siftune import encoding, models
 from siftune.chat import cutting, masking, tokenise
 from siftune.data.faults import Fault
+from siftune.encoders import Conversations
 from siftune.training import sft
 
 TAGS = ("<think>", "</think>")
@@ -106,7 +107,7 @@ def proof_of_the_cut(tokenizer, settings) -> None:
     record = {"id": "1", "messages": TALK}
     whole = how.encode_one(record)
     facts = encoding.Facts()
-    left = encoding._fit(record, whole, how, facts)
+    left = encoding._fit(record, whole, Conversations(how), settings, facts)
     assert facts.num_cut == 1
     assert left.input_ids == whole.input_ids[: len(left.input_ids)]
     assert left.labels == whole.labels[: len(left.labels)]
