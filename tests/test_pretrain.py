@@ -12,7 +12,7 @@ from siftune import models, tokens
 from siftune.resume import checkpoints
 from siftune.sections import Pretrain
 from siftune.stage import UserError
-from siftune.training import pretrain
+from siftune.training import pretrain, sft
 
 END = 2
 
@@ -49,6 +49,7 @@ def test_perplexity_and_accuracy_are_the_models_own(here, begin_attempt):
     # Five blocks in batches of two: the last batch is half as large.
     section = chain.section(Pretrain, block_size=7, micro_batch=2, num_epochs=0.3)
     trainer, sink = chain.trainer_of(section, begin_attempt)
+    sft.check_batches(trainer)
     trainer.train_from(None)
     blocks = pretrain.blocks("validation", tokens.folder_of("pretrain"), 7)
     ids = torch.tensor(blocks["input_ids"], device=models.device())

@@ -168,7 +168,8 @@ def check_batches(trainer: SftTrainer) -> None:
         _trained(trainer, some) for some in (rows, *([row] for row in rows))
     )
     num_alone, loss_alone = (sum(column) for column in zip(*alone, strict=True))
-    num_encoded = sum(label != IGNORED for row in rows for label in row["labels"])
+    # The first token of a row is predicted from nothing.
+    num_encoded = sum(label != IGNORED for row in rows for label in row["labels"][1:])
     if num_together != num_encoded or num_alone != num_encoded:
         raise UserError(
             f"params.yaml: {trainer.phase}.trainer: in a batch, {num_together} tokens of two rows "
