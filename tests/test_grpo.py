@@ -509,7 +509,7 @@ def stage(encoded, default_params, here):
         ),
         ([{"name": "lenght", "weight": 1.0}], "grpo.rewards[0]: there is no reward 'lenght'."),
         ([{"name": "rhyme", "weight": 0.0}], "grpo.rewards: all weights are 0"),
-        (None, "params.yaml: grpo: null, but data.sources hold rows for it"),
+        (None, "params.yaml: grpo: null, but data.sources have rows for it"),
     ],
 )
 def test_what_is_wrong_with_rewards_is_one_error_before_torch_is_loaded(rewards, told, stage):
