@@ -156,7 +156,7 @@ def test_tokens_are_kept_by_all_that_decides_them(workspace):
     [
         ("sft", {"learning_rat": 1}, "sft.learning_rat: unknown key. Valid keys: seed"),
         ("sft", {"learning_rate": "1e-4"}, "sft.learning_rate"),
-        ("sft", {"global_batch": 12}, "12 / 8 = 1.50"),
+        ("sft", {"global_batch": 12, "micro_batch": 8}, "12 / 8 = 1.50"),
         ("sft", {"micro_batch": "512 tokens"}, "sft.micro_batch: 512 tokens, but a row may have"),
         ("data", {"sources": [{"source": "local"}], "path": "nowhere.jsonl"}, "nowhere.jsonl"),
         ("encode", {"template": "chatm"}, "encode.template: there is no template 'chatm'"),

@@ -114,7 +114,7 @@ def test_text_from_data_stays_text(finished_run: Path) -> None:
     [
         ("metrics/compare.json", "The tuned model is"),
         ("metrics/prepare.json", "<h2>Data</h2>"),
-        ("metrics/encode.json", "training conversations"),
+        ("metrics/encode.json", "training rows"),
         ("metrics/sft.json", "optimiser steps"),
         ("metrics/to_gguf.json", "GGUF f16"),
         ("metrics/gguf_check.json", "equal"),
