@@ -532,4 +532,4 @@ def test_a_phase_that_is_left_out_publishes_nothing_at_once(stage):
     assert ended.returncode == 0, ended.stderr
     assert " torch\n" not in ended.stderr
     assert Path("data/completions.jsonl").read_text() == ""
-    assert list(Path("models/grpo").iterdir()) == []
+    assert list(Path("models/grpo").iterdir()) == [Path("models/grpo/left_out.txt")]

@@ -173,7 +173,10 @@ def test_a_phase_that_is_left_out_leaves_nothing_and_imports_no_torch(tmp_path, 
         "assert not {'torch', 'datasets', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True)
-    assert list((tmp_path / "models/pretrain").iterdir()) == []
+    assert list((tmp_path / "models/pretrain").iterdir()) == [
+        tmp_path / "models/pretrain/left_out.txt"
+    ]
+    assert not left_out.holds_weights(tmp_path / "models/pretrain")
     assert (tmp_path / "metrics/pretrain.json").read_text() == "{}\n"
     assert (tmp_path / "plots/pretrain.csv").read_text() == "step,train_loss\n"
 

@@ -103,7 +103,9 @@ def test_every_stage_leaves_its_outputs_and_its_cost(workspace):
 @pytest.mark.parametrize("phase", ["pretrain", "dpo", "grpo"])
 def test_a_phase_that_is_left_out_leaves_nothing(phase, workspace):
     assert json.loads((workspace / f"metrics/{phase}.json").read_text()) == {}
-    assert list((workspace / f"models/{phase}").iterdir()) == []
+    assert list((workspace / f"models/{phase}").iterdir()) == [
+        workspace / f"models/{phase}/left_out.txt"
+    ]
     assert list(csv.DictReader((workspace / f"plots/{phase}.csv").open())) == []
 
 

@@ -13,6 +13,7 @@ from siftune import files, llama_cpp, status
 from siftune.resume import checkpoints
 from siftune.sections import PHASES
 from siftune.stage import UserError
+from siftune.training import left_out
 
 BASE, TOKENIZER = Path("models/base.json"), Path("models/tokenizer")
 MERGED, GGUF = Path("models/merged"), Path("models/gguf")
@@ -101,12 +102,12 @@ def of_checkpoints() -> list[Weights]:
 
 
 def of_phases() -> list[Weights]:
-    """What each phase has published, the last first; one that was left out left an empty folder."""
-    folders = {phase: Path("models") / phase for phase in reversed(PHASES)}
+    """What each phase has published, the last first."""
+    folders = {phase: left_out.published(phase) for phase in reversed(PHASES)}
     return [
         Weights(phase, folder, phase=phase)
         for phase, folder in folders.items()
-        if folder.is_dir() and any(folder.iterdir())
+        if folder.is_dir() and left_out.holds_weights(folder)
     ]
 
 

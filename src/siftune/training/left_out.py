@@ -1,4 +1,4 @@
-"""Whether a phase is trained; where it is left out, what it publishes is empty, and costs no time.
+"""Whether a phase is trained; where it is left out, nothing is published, in no time.
 
 Imports no torch.
 """
@@ -10,10 +10,18 @@ from siftune.data import kinds
 from siftune.sections import Training
 from siftune.tracking import METRICS
 
+# Stands alone in the folder of a phase that was left out: DVC warns of empty ones again and again.
+NOTE = "left_out.txt"
+
 
 def published(phase: str) -> Path:
-    """What a phase trained: an adapter, or all weights; an empty folder where it was left out."""
+    """What a phase trained: an adapter, or all weights; only a note where it was left out."""
     return Path("models") / phase
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a phase's folder has what it trained, and no note."""
+    return any(one.name != NOTE for one in folder.iterdir())
 
 
 def curve(phase: str) -> Path:
@@ -36,8 +44,8 @@ def is_trained(phase: str, section: Training | None) -> bool:
 
 def _leave_out(phase: str) -> None:
     with lock.workspace(phase):
-        with files.published_folder(published(phase)):
-            pass
+        with files.published_folder(published(phase)) as folder:
+            (folder / NOTE).write_text(f"params.yaml has {phase}: null. Nothing was trained.\n")
         with files.published_file(curve(phase)) as aside:
             aside.write_text("step,train_loss\n")
         files.write_json(METRICS / f"{phase}.json", {})

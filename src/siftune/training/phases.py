@@ -30,7 +30,7 @@ def before(phase: str | None = None) -> list[Path]:
         folder = left_out.published(name)
         if not folder.is_dir():
             raise UserError(f"{folder} is not there. Run `dvc repro {name}`.")
-        if any(folder.iterdir()):
+        if left_out.holds_weights(folder):
             _refuse_another_base(name, folder)
             found.append(folder)
     return found
