@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datasets import Dataset
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from trainings import ADAPTER, Sink, put, uninterrupted
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
@@ -33,7 +35,6 @@ ROOT = Path(__file__).parent.parent
 WORDS = ["<pad>", "</s>", *"0123456789", *"abcdefghijklmn", "+", "=", "####", "<think>"]
 SEVENS = Reward("mine.py:sevens", 1.0)
 NUM_PROMPTS, NUM_STEPS = 10, 10  # two a step, two epochs
-ADAPTER = "adapter_model.safetensors"
 MINE = """
 def sevens(prompt, completion, record):
     words = completion.split()
@@ -45,26 +46,6 @@ def length(prompt, completion, record):
 def number(prompt, completion, record):
     return int(record["answer"])
 """
-
-
-class Sink:
-    """Takes what a run would log."""
-
-    def __init__(self):
-        self.rows = {}
-
-    def log(self, values, *, step):
-        for name, value in values.items():
-            assert (step, name) not in self.rows, "logged twice"
-            self.rows[step, name] = value
-
-    def learned(self) -> dict[tuple[int, str], float]:
-        """What does not depend on the clock."""
-        clock = ("tokens_per_second", "examples_per_second", "peak_memory_mb")
-        return {place: value for place, value in self.rows.items() if place[1] not in clock}
-
-    def curve(self, name: str) -> list[float]:
-        return [value for (_, its), value in sorted(self.rows.items()) if its == name]
 
 
 def section(**changed) -> Grpo:
@@ -161,28 +142,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(make, tmp_path_factory):
-    """A function: the log of a training that nothing stopped, and its checkpoint of each step."""
-    known = {}
-
-    def run(**changed) -> tuple[dict, dict[int, Path]]:
-        key = repr(changed)
-        if key not in known:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(tmp_path_factory.mktemp("whole"))
-                patch.setattr(checkpoints, "KEPT", 2 * NUM_STEPS)
-                made, log, start = make(section(**changed))
-                made.train_from(start.begin())
-                folders = start.checkpoints.folder.resolve().glob("step-*")
-                known[key] = log.learned(), {int(path.name[5:]): path for path in folders}
-        return known[key]
-
-    return run
-
-
-def put(checkpoint: Path, start) -> None:
-    """What an earlier start, which died later, had published."""
-    start.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(checkpoint, start.checkpoints.folder / checkpoint.name)
+    return uninterrupted(make, section, partial(tmp_path_factory.mktemp, "whole"), 2 * NUM_STEPS)
 
 
 def state(folder: Path) -> dict[str, str]:

@@ -196,6 +196,17 @@ def test_a_holder_that_is_stopping_is_waited_for(capfd):
     assert capfd.readouterr().err.count("siftune: waiting for sft on ") == 1
 
 
+def test_a_stage_whose_dvc_was_killed_before_it_took_the_lock_is_stopping(monkeypatch):
+    for dvc, is_stopping in ((None, True), (os.getppid(), False)):
+        monkeypatch.setenv(processes.OF_DVC, "prepare")
+        monkeypatch.setattr(processes, "dvc_process", lambda dvc=dvc: dvc)
+        with lock.workspace("prepare"):
+            assert lock.is_stopping(lock.holder()) is is_stopping
+    monkeypatch.delenv(processes.OF_DVC)  # started by hand, it may outlive its shell
+    with lock.workspace("prepare"):
+        assert not lock.is_stopping(lock.holder())
+
+
 def test_a_holder_whose_starter_is_gone_is_waited_for_but_not_for_ever(monkeypatch):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import small
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
-from trainings import ADAPTER, STATE, Sink, in_ranks, kill_after, losses, put, state
+from trainings import ADAPTER, STATE, Sink, in_ranks, kill_after, losses, put, state, uninterrupted
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from siftune import tokens
@@ -82,22 +83,7 @@ def make(tokenizer, encoded, begin_attempt):
 
 @pytest.fixture(scope="module")
 def whole(make, tmp_path_factory):
-    """A function: the log of a training that nothing stopped, and its checkpoint of each step."""
-    known = {}
-
-    def run(**changed) -> tuple[dict, dict[int, Path]]:
-        key = repr(changed)
-        if key not in known:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(tmp_path_factory.mktemp("whole"))
-                patch.setattr(checkpoints, "KEPT", NUM_STEPS)
-                made, log, start = make(sft(**changed))
-                made.train_from(start.begin())
-                folders = start.checkpoints.folder.resolve().glob("step-*")
-                known[key] = log.learned(), {int(path.name[5:]): path for path in folders}
-        return known[key]
-
-    return run
+    return uninterrupted(make, sft, partial(tmp_path_factory.mktemp, "whole"), NUM_STEPS)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import socket
 import traceback
 from pathlib import Path
 
+import pytest
 from accelerate.state import AcceleratorState
 
 from siftune.resume import best, checkpoints, trainer
@@ -29,8 +30,30 @@ class Sink:
 
     def learned(self) -> dict[tuple[int, str], float]:
         """What does not depend on the clock."""
-        names = ("train_loss", "validation_loss", "grad_norm", "learning_rate")
-        return {place: value for place, value in self.rows.items() if place[1] in names}
+        clock = ("tokens_per_second", "examples_per_second", "peak_memory_mb")
+        return {place: value for place, value in self.rows.items() if place[1] not in clock}
+
+    def curve(self, name: str) -> list[float]:
+        return [value for (_, its), value in sorted(self.rows.items()) if its == name]
+
+
+def uninterrupted(make, section, new_folder, num_steps: int):
+    """A function: the log of a training that nothing stopped, and its checkpoint of each step."""
+    known = {}
+
+    def run(**changed) -> tuple[dict, dict[int, Path]]:
+        key = repr(changed)
+        if key not in known:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(new_folder())
+                patch.setattr(checkpoints, "KEPT", num_steps)
+                made, log, start = make(section(**changed))
+                made.train_from(start.begin())
+                folders = start.checkpoints.folder.resolve().glob("step-*")
+                known[key] = log.learned(), {int(path.name[5:]): path for path in folders}
+        return known[key]
+
+    return run
 
 
 def put(checkpoint: Path, start) -> None:

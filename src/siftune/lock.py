@@ -225,9 +225,9 @@ def _tell_stopping(done: threading.Event) -> None:
 
 
 def _myself(stage_name: str) -> dict[str, Any]:
-    starter = os.getppid()
-    if processes.OF_DVC in os.environ:
-        starter = processes.dvc_process() or starter
+    starter, dvc = os.getppid(), None
+    if of_dvc := processes.OF_DVC in os.environ:
+        dvc = processes.dvc_process()
     return {
         "stage": stage_name,
         "host": socket.gethostname(),
@@ -235,12 +235,13 @@ def _myself(stage_name: str) -> dict[str, Any]:
         "start_time": processes.start_time(os.getpid()),
         "namespace": processes.namespace(),
         "boot_id": processes.boot_id(),
-        "starter": starter,
-        "starter_start_time": processes.start_time(starter),
+        "starter": dvc or starter,
+        "starter_start_time": processes.start_time(dvc or starter),
         "job": os.environ.get("SLURM_JOB_ID"),
         "restart": os.environ.get("SLURM_RESTART_COUNT"),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "stopping": False,
+        # DVC may be killed after it has started this: its end is told, and heard at any moment.
+        "stopping": of_dvc and dvc is None,
     }
 
 

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from siftune import batches
-from siftune.resume import agreement
+from siftune.resume import agreement, randomness
 from siftune.resume.attempt import Attempt
 from siftune.resume.best import Best
 from siftune.resume.checkpoints import Checkpoint
@@ -95,7 +94,7 @@ class Resumable(Trainer):
             (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
         )
         place = (self.args.seed, *self._micro_step, self.args.process_index)
-        set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        set_seed(randomness.seed(*place))
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
 

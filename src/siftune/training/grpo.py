@@ -6,7 +6,6 @@ Shao et al. 2024 (arXiv 2402.03300); the completions of one prompt are compared 
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from siftune import batches, files, output_head, tokens
 from siftune.learning_curve import LearningCurve
-from siftune.resume import agreement
+from siftune.resume import agreement, randomness
 from siftune.resume.attempt import Attempt
 from siftune.resume.best import Best
 from siftune.resume.checkpoints import Checkpoint
@@ -36,29 +35,6 @@ from siftune.training import adapters, around_trl, options
 
 # In the place of a step, for the randomness of an evaluation: the same at every step.
 VALIDATION = 2**32 - 1
-
-
-class ByEpoch(Sampler[int]):
-    """TRL's sampler, in an order that (seed, epoch) alone decide; its own is that of a whole run.
-
-    Accelerate tells the epoch.
-    """
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of which the order is asked for next."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self._sampler.shuffle:
-            self._sampler.generator.manual_seed(_seed(self._sampler.seed, self._epoch))
-        return iter(self._sampler)
-
-    def __len__(self) -> int:
-        return len(self._sampler)
 
 
 class GrpoTrainer(Resumable, GRPOTrainer):
@@ -94,7 +70,8 @@ class GrpoTrainer(Resumable, GRPOTrainer):
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of the validation split."""
-        set_seed(_seed(self.args.seed, VALIDATION, self._num_batches, self.args.process_index))
+        place = (self.args.seed, VALIDATION, self._num_batches, self.args.process_index)
+        set_seed(randomness.seed(*place))
         self._num_batches += 1
         return super().prediction_step(*args, **kwargs)
 
@@ -120,7 +97,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):
         return prompts, None, {}  # encode has decided them
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
-        return ByEpoch(super()._get_train_sampler(dataset))
+        return randomness.ByEpoch(super()._get_train_sampler(dataset))
 
     def _generate_single_turn(self, prompt_ids: list[Any], *args: Any, **kwargs: Any) -> Any:
         try:
@@ -313,7 +290,3 @@ def publish(trainer: GrpoTrainer, curve: LearningCurve, run: Run) -> None:
 def _prompts(split: str, encoded: Path) -> Any:
     """A split as TRL reads it: id, prompt (token ids), record (JSON)."""
     return tokens.read(split, encoded).rename_column("prompt_ids", "prompt")
-
-
-def _seed(*place: int) -> int:
-    return int(np.random.SeedSequence(place).generate_state(1)[0])
