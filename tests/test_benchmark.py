@@ -129,7 +129,8 @@ def evaluate(folder: Path = Path(), *, system: str | None = None, **changes) -> 
 def test_the_local_task_scores_as_lm_evals_gsm8k():
     installed = Path(lm_eval.tasks.__file__).parent / "gsm8k/gsm8k.yaml"
     theirs = yaml.safe_load(installed.read_text())
-    ours = yaml.safe_load((ROOT / "eval/tasks/gsm8k_form/gsm8k_form.yaml").read_text())
+    text = (ROOT / "eval/tasks/gsm8k_form/gsm8k_form.yaml").read_text()
+    ours = yaml.safe_load(text.replace("!function ", ""))
     scoring = ("metric_list", "filter_list", "generation_kwargs", "output_type", "repeats")
     assert {key: ours[key] for key in scoring} == {key: theirs[key] for key in scoring}
 
@@ -161,6 +162,67 @@ def test_known_answers_get_the_known_scores(data, monkeypatch):
     }  # fmt: skip
     assert benchmark.directions(results) == dict.fromkeys(measured, True)
     json.dumps([measured, rows], allow_nan=False)
+
+
+def test_rows_of_every_kind_are_asked(data, monkeypatch):
+    """Each with its true answer; what has none is left out: plain text, an answer called bad."""
+    question, right, wrong = "How many?", "#### 45", "#### 46"
+    prompt = [{"role": "user", "content": question}]
+    rows = [
+        {"text": "A book."},
+        {"messages": [*prompt, {"role": "assistant", "content": right}]},
+        {"messages": prompt, "chosen": right, "rejected": wrong},
+        {"messages": prompt, "completion": right, "label": True},
+        {"messages": prompt, "completion": wrong, "label": False},
+        {"messages": prompt, "answer": right, "fields": {"level": 1}},
+        {"messages": prompt, "answer": right, "fields": {"level": 2}},
+    ]
+    named = [{"id": str(n), "group": "g", **row} for n, row in enumerate(rows)]
+    files.write_jsonl(Path("data/prepared/test.jsonl"), named)
+    monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
+    asked = list(benchmark.items(evaluate()))
+    assert [row["id"] for row in asked] == ["1", "2", "3", "5", "6"]
+    assert {(row["prompt"], row["target"]) for row in asked} == {(question, right)}
+    files.write_jsonl(Path("data/prepared/test.jsonl"), named[:1])
+    with pytest.raises(UserError, match=r"has no row with a question and a true answer"):
+        benchmark.load_tasks(["gsm8k_form"])
+
+
+BEGUN, ENDING = "秦川雄帝宅，函谷壯皇居。", "綺殿千尋起，離宮百雉餘。連甍遙接漢，飛觀迥凌虛。"
+# Endings and their scores: form, lines, characters, rhyme.
+POEMS = {
+    ENDING: (1.0, 1.0, 1.0, 1.0),
+    "綺殿千尋起　離宮百雉餘　連甍遙接漢\n飛觀迥凌虛\n": (1.0, 1.0, 1.0, 1.0),
+    ENDING + "雲日隱層闕，風煙出綺疎。": (0.0, 0.0, 1.0, 2 / 3),
+    "綺殿起，離宮餘。連甍漢，飛觀虛。": (0.0, 1.0, 0.0, 1.0),
+    "綺殿千尋起，離宮百雉餘。綺殿千尋起，離宮百雉餘。": (0.0, 1.0, 0.0, 0.5),
+    BEGUN + "連甍遙接漢，飛觀迥凌虛。": (0.0, 1.0, 0.0, 0.5),
+    "Here is a poem.": (0.0, 1.0, 0.0, 0.0),
+    "": (0.0, 0.0, 0.0, 0.0),
+}
+
+
+class Poet(KnownAnswers):
+    def generate_until(self, requests):
+        return list(POEMS)
+
+
+def test_known_endings_of_a_poem_get_the_known_scores(data, monkeypatch):
+    turns = [("user", f"完成整首詩。\n{BEGUN}"), ("assistant", ENDING)]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    rows = [{"id": str(n), "group": str(n), "messages": messages} for n in range(len(POEMS))]
+    files.write_jsonl(Path("data/prepared/test.jsonl"), rows)
+    monkeypatch.setattr(benchmark, "ChatModel", Poet)
+    results = evaluate(tasks=["poem_form"])
+    names = ("right_form", "right_lines", "right_characters", "rhyme")
+    scores = [row["scores"] for row in benchmark.items(results)]
+    found = {
+        text: tuple(one[name] for name in names) for text, one in zip(POEMS, scores, strict=True)
+    }
+    assert found == POEMS
+    measured = benchmark.metrics(results)
+    assert measured["poem_form/right_form"]["value"] == 2 / len(POEMS)
+    assert benchmark.directions(results) == dict.fromkeys(measured, True)
 
 
 def test_the_length_limit_reaches_every_request(data, monkeypatch):
@@ -327,8 +389,8 @@ def test_data_that_only_the_hub_has_is_a_clear_error(data, only_local, monkeypat
         raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (OfflineModeIsEnabled)")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(UserError, match=r"gsm8k_form is not on this disk.*Couldn't reach.*HF_HOME"):
-        benchmark.load_tasks(["gsm8k_form"])
+    with pytest.raises(UserError, match=r"pets is not on this disk.*Couldn't reach.*HF_HOME"):
+        benchmark.load_tasks(["pets"])
 
 
 def test_lacking_test_data_is_a_clear_error(data, only_local):

@@ -26,7 +26,8 @@ from siftune.sections import PHASES, SECTIONS, GgufType, Training
 ROOT = Path(__file__).parent.parent
 DOCS, CHINESE = ROOT / "docs", ROOT / "docs" / "zh-TW"
 READMES = (ROOT / "README.md", ROOT / "README.zh-TW.md")
-TWINS = [READMES, *((page, CHINESE / page.name) for page in sorted(DOCS.glob("*.md")))]
+ENGLISH = sorted(page for page in DOCS.rglob("*.md") if not page.is_relative_to(CHINESE))
+TWINS = [READMES, *((page, CHINESE / page.relative_to(DOCS)) for page in ENGLISH)]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -65,8 +66,8 @@ def code_spans(page: Path) -> list[str]:
 
 
 def test_the_guards_see_the_documentation():
-    assert {page.stem for page in DOCS.glob("*.md")} >= {"params", "stages", "demo", "gguf"}
-    assert {page.name for page in CHINESE.glob("*.md")} == {p.name for p in DOCS.glob("*.md")}
+    assert {page.stem for page in ENGLISH} >= {"params", "stages", "demo", "gguf"}
+    assert sorted(CHINESE.rglob("*.md")) == [chinese for _, chinese in TWINS[1:]]
     assert len(PAGES) >= 13
 
 
@@ -310,7 +311,7 @@ def test_paths_of_the_repository_are_there(page: Path):
     assert [p for p in named if p.startswith(ours) and not (ROOT / p).exists()] == []
 
 
-@pytest.mark.parametrize("page", [*CHINESE.glob("*.md"), READMES[1]], ids=name)
+@pytest.mark.parametrize("page", [*CHINESE.rglob("*.md"), READMES[1]], ids=name)
 def test_chinese_pages_link_to_chinese_pages(page: Path):
     targets = {(page.parent / t).resolve() for t in re.findall(r"\]\(([^)\s]+\.md)\)", prose(page))}
     # Each README links to the other; CONTRIBUTING.md is in English only.

@@ -1,5 +1,6 @@
 """What the recipes promise: the settings they are known for, on any model, by today's sections."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,24 @@ RECIPES = {
         "sft.lora.rank": 8, "sft.lora.alpha": 16, "sft.lora.dropout": 0.05, "sft.micro_batch": 4,
         "sft.global_batch": 16, "encode.max_length": 256, "data.num_examples": 1040,
         "sft.save_every": "65 steps", "encode.template": "llama-2",
+        "benchmark.tasks": ["poem_form"],
     },
     "subject-knowledge-sft": {
         "model.name": "llama-3-8b", "sft.lora.rank": 64, "sft.lora.alpha": 128,
         "sft.lora.dropout": 0.05, "sft.lora.modules_to_save": ["embed_tokens", "lm_head"],
         "sft.eval_every": 100, "sft.save_every": "200 steps", "encode.template": "llama-3",
+    },
+    "subject-knowledge": {
+        "model.name": "llama-3-8b", "pretrain.block_size": 1024,
+        **{
+            f"{phase}.{key}": value
+            for phase in ("pretrain", "sft")
+            for key, value in {
+                "lora.rank": 64, "lora.alpha": 128, "lora.dropout": 0.05,
+                "lora.modules_to_save": ["embed_tokens", "lm_head"], "eval_every": 100,
+                "save_every": "200 steps",
+            }.items()
+        },
     },
     "gsm8k-grpo": {
         "grpo.learning_rate": 5e-6, "grpo.num_generations": 8, "encode.max_length": 256,
@@ -68,15 +82,34 @@ def test_a_recipe_has_its_settings_and_can_be_trained(name: str, composed, tmp_p
             found = getattr(found, part)
         assert found == value, key
     preflight._require_metric(params.register.metric, params.benchmark.tasks)
-    [section] = config.phases(params)
-    requirements.require_consistent(section)
-    asked = {"global_batch": section.global_batch, "world_size": 1}
-    num_rows = batches.rows_at_once(section.phase, micro_batch=section.micro_batch, **asked)
-    num_accumulated = batches.accumulation(section.phase, micro_batch=num_rows, **asked)
-    told = {"sft": sft, "grpo": grpo}[section.phase].config(
-        section, micro_batch=num_rows, num_accumulated=num_accumulated, folder=tmp_path
-    )
-    assert told.learning_rate == section.learning_rate
+    preflight._require_rows(params)
+    for section in config.phases(params):
+        requirements.require_consistent(section)
+        asked = {"global_batch": section.global_batch, "world_size": 1}
+        num_rows = batches.rows_at_once(section.phase, micro_batch=section.micro_batch, **asked)
+        num_accumulated = batches.accumulation(section.phase, micro_batch=num_rows, **asked)
+        told = {"pretrain": sft, "sft": sft, "grpo": grpo}[section.phase].config(
+            section, micro_batch=num_rows, num_accumulated=num_accumulated, folder=tmp_path
+        )
+        assert told.learning_rate == section.learning_rate
+
+
+SWEEPS = {"learning-rate": "learning_rate", "rank": "lora.rank", "batch": "global_batch"}
+
+
+def test_each_line_of_a_sweep_can_be_trained(composed):
+    files = {path.stem: path for path in (ROOT / "slurm/sweeps").glob("*.txt")}
+    assert files.keys() == SWEEPS.keys()
+    for name, key in SWEEPS.items():
+        tried = []
+        for line in files[name].read_text().splitlines():
+            params = composed(*shlex.split(line))
+            preflight.check(params)
+            tried.append(params.sft.lora.rank if key == "lora.rank" else getattr(params.sft, key))
+            # Another rank alone changes no size of the update.
+            assert params.sft.lora.alpha == params.sft.lora.rank
+        assert len(tried) == len(set(tried)) >= 4
+        assert tried == sorted(tried)
 
 
 def test_the_rewards_of_the_notebook_pay_as_it_does(composed):

@@ -16,6 +16,16 @@ def test_every_step_of_every_answer_is_right():
         assert int(last[5:]) > 0
 
 
+def test_a_slip_misreads_the_last_step_and_reckons_right():
+    for problem in word_problems.make(num_problems=400, seed=7):
+        (*first, right, _), (*same, wrong, last) = (
+            text.split("\n") for text in (problem.answer, problem.slip)
+        )
+        assert first == same
+        assert right.split(" = ")[0].translate(str.maketrans("+-", "-+")) == wrong.split(" = ")[0]
+        assert str(eval(wrong.split(" = ")[0])) == wrong.split(" = ")[1] == last[5:]
+
+
 def test_every_number_of_the_group_is_in_the_question():
     for problem in word_problems.make(num_problems=200, seed=7):
         numbers = problem.group.partition(":")[2].split("-")

@@ -71,7 +71,8 @@ def loaded(tasks: TaskManager, names: list[str]) -> dict[str, Any]:
     """
     listed = ", ".join(names)
     try:
-        return dict(tasks.load(names)["tasks"])
+        with _quiet("lm_eval.api.task"):
+            return dict(tasks.load(names)["tasks"])
     except ConnectionError as error:
         raise UserError(
             f"params.yaml: benchmark.tasks: the data of {listed} is not on this disk, and the hub "

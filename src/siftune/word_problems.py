@@ -14,20 +14,38 @@ THINGS = ("apples", "books", "cards", "coins", "cups", "eggs", "pens", "shells",
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem; `answer` ends in GSM8K's last line, `#### N`; `group` is template + numbers."""
+    """A problem; `answer` ends in GSM8K's last line, `#### N`; `group` is template + numbers.
+
+    `slip` is the answer of one who misread the story: sum for difference in the last step, or the
+    other way round, without any mistake in arithmetic.
+    """
 
     question: str
     answer: str
+    slip: str
     group: str
 
 
 def _problem(template: str, numbers: tuple[int, ...], question: str, *steps: str) -> Problem:
-    result = steps[-1].rsplit("= ", 1)[1]
     return Problem(
         question=question,
-        answer="\n".join([*steps, f"#### {result}"]),
+        answer=_answer(*steps),
+        slip=_answer(*steps[:-1], _misread(steps[-1])),
         group=f"{template}:{'-'.join(map(str, numbers))}",
     )
+
+
+def _answer(*steps: str) -> str:
+    result = steps[-1].rsplit("= ", 1)[1]
+    return "\n".join([*steps, f"#### {result}"])
+
+
+def _misread(step: str) -> str:
+    """`5 + 3 = 8` as `5 - 3 = 2`, and back."""
+    left, sign, right, *_ = step.split()
+    if sign == "+":
+        return f"{left} - {right} = {int(left) - int(right)}"
+    return f"{left} + {right} = {int(left) + int(right)}"
 
 
 def _gain_and_loss(rng: random.Random) -> Problem:
