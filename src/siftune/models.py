@@ -212,7 +212,7 @@ def _converted(gguf: Path) -> Path:
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the weights of a GGUF file as bf16 safetensors, with its tokenizer."""
-    tokenizer = gguf_tokenizer.load_gguf_tokenizer(gguf)
+    tokenizer = gguf_tokenizer.load_gguf_tokenizer(gguf_tokenizer.Header(gguf))
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
     )

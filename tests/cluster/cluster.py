@@ -149,7 +149,7 @@ def until(
     while not condition():
         assert starter is None or starter.poll() is None, f"the cluster ended before {what}"
         assert time.monotonic() < deadline, f"{seconds:.0f} s, and not yet: {what}"
-        time.sleep(0.2)
+        time.sleep(1)  # asking Slurm takes time from the jobs, which share these cores
 
 
 def _checked(command: list[str]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -110,7 +109,7 @@ def load(weights: Weights, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
 
 
 def _of_gguf(path: Path, tokenizer: PreTrainedTokenizerBase) -> Voice:
-    header = GGUFReader(path)
+    header = gguf_tokenizer.Header(path)
     if gguf_tokenizer.metadata(header, "tokenizer.chat_template") != tokenizer.chat_template:
         raise UserError(
             f"{path} has another chat template than {models.TOKENIZER}: it was made from an "
