@@ -101,7 +101,7 @@ def contender(name: str) -> Callable[[Rows], Timed]:
         lora.use_in(config)
     model = get_peft_model(base, config).train()
     if name == "packed":
-        limits.check(model, LONGEST)
+        limits.check(model, LONGEST, key="the budget")
         attention.register()
         model.set_attn_implementation(attention.NAME)
     weights = [weight for weight in model.parameters() if weight.requires_grad]

@@ -25,6 +25,7 @@ def main() -> None:
             attempt=ground.attempt,
             folder=ground.scratch,
         )
+        dpo.check_batches(trainer)
         ground.train(trainer)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from siftune import batches, config, decoding, gguf_limits, llama_cpp, sources
 from siftune.data import kinds
-from siftune.sections import Grpo, Training
+from siftune.sections import Dpo, Grpo, Training
 from siftune.stage import UserError
 from siftune.training import requirements
 
@@ -52,11 +52,13 @@ def _require_rows(params: Any) -> None:
 
 def _require_room(section: Training, max_length: int) -> None:
     budget = batches.budget(section.micro_batch)
-    if budget is not None and budget < max_length:
+    is_of_pairs = isinstance(section, Dpo) and section.loss != "kto"
+    what, needed = ("a pair", 2 * max_length) if is_of_pairs else ("a row", max_length)
+    if budget is not None and budget < needed:
         raise UserError(
-            f"params.yaml: {section.phase}.micro_batch: {budget} tokens, but a row may have "
-            f'{max_length} (encode.max_length): write "{max_length} tokens" or more, or lower '
-            "encode.max_length."
+            f"params.yaml: {section.phase}.micro_batch: {budget} tokens, but {what} may have "
+            f'{needed} (encode.max_length: {max_length}): write "{needed} tokens" or more, or '
+            "lower encode.max_length."
         )
 
 

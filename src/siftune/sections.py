@@ -172,7 +172,7 @@ class Sft(Training):
 class Dpo(Training):
     """Preferences between answers (Rafailov et al. 2023); by trl.DPOConfig, or trl.KTOConfig."""
 
-    micro_batch: Positive  # of pairs; of kto, answers
+    micro_batch: MicroBatch  # rows are pairs; of kto, answers
     loss: Literal[
         "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
         "apo_zero", "apo_down", "sigmoid_norm", "kto", "simpo", "orpo",

@@ -2,7 +2,8 @@
 
 Rows that begin with the same tokens share them, as a prefix tree: sorted rows have all that they
 share in common with a neighbour, so a tree over a run of sorted rows needs
-`sum(lengths) - sum(shared with the row before)` tokens, and a batch is cut into such runs.
+`sum(lengths) - sum(shared with the row before)` tokens, and a batch is cut into such runs. Rows in
+another order have a tree, too, which may miss some of it.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,9 @@ class Pack:
         return self.segments[-1].end
 
 
-def plan(rows: Sequence[ArrayLike], budget: int, *, share: bool = True) -> list[Pack]:
+def plan(
+    rows: Sequence[ArrayLike], budget: int, *, share: bool = True, together: int = 1
+) -> list[Pack]:
     """Cut a batch into packs; the same rows give the same packs, whatever the machine.
 
     A prefix is shared where that saves at least `MIN_SAVED` tokens. Rows are kept together so that
@@ -55,28 +58,36 @@ def plan(rows: Sequence[ArrayLike], budget: int, *, share: bool = True) -> list[
         rows: token ids of each, at least one.
         budget: tokens that a pack may have.
         share: False: rows are packed, but each has all its tokens to itself.
+        together: so many rows that follow each other stay in one pack: 2 for pairs of answers.
 
     Raises:
-        ValueError: a row has no tokens, or more than the budget.
+        ValueError: a row has no tokens, or rows that stay together have more than the budget.
     """
     ids = [np.asarray(row, dtype=np.int64) for row in rows]
-    _check(ids, budget)
-    order = sorted(range(len(ids)), key=lambda i: ids[i].astype(">i8").tobytes())
+    if any(len(row) == 0 for row in ids):
+        raise ValueError("a row has no tokens")
+    order = _order(ids, together)
     sorted_ids = [ids[i] for i in order]
     lengths = np.array([len(row) for row in sorted_ids])
     shared = _worth_sharing(_common(sorted_ids)) if share else np.zeros(len(ids), dtype=np.int64)
+    firsts = np.arange(0, len(ids), together)
+    sizes = np.add.reduceat(lengths - shared, firsts) + shared[firsts]
+    if sizes.max() > budget:
+        raise ValueError(f"a row has {sizes.max()} tokens, and the budget is {budget}")
+    runs = [
+        (first * together, last * together) for first, last in _cuts(sizes, shared[firsts], budget)
+    ]
     return [
-        _pack(order[first:last], lengths[first:last], shared[first:last])
-        for first, last in _cuts(lengths, shared, budget)
+        _pack(order[first:last], lengths[first:last], shared[first:last]) for first, last in runs
     ]
 
 
-def _check(ids: Sequence[Ids], budget: int) -> None:
-    longest = max(len(row) for row in ids)
-    if longest > budget:
-        raise ValueError(f"a row has {longest} tokens, and the budget is {budget}")
-    if any(len(row) == 0 for row in ids):
-        raise ValueError("a row has no tokens")
+def _order(ids: Sequence[Ids], together: int) -> list[int]:
+    """Rows by their tokens, but those that stay together side by side."""
+    keys = [row.astype(">i8").tobytes() for row in ids]
+    groups = [range(first, first + together) for first in range(0, len(ids), together)]
+    in_order = [sorted(group, key=keys.__getitem__) for group in groups]
+    return [i for group in sorted(in_order, key=lambda group: keys[group[0]]) for i in group]
 
 
 def _common(ids: Sequence[Ids]) -> Ids:
@@ -108,7 +119,11 @@ def _worth_sharing(common: Ids) -> Ids:
 
 
 def _cuts(lengths: Ids, shared: Ids, budget: int) -> list[tuple[int, int]]:
-    """Runs of rows within the budget, of the least cost together (dynamic programming)."""
+    """Runs of rows within the budget, of the least cost together (dynamic programming).
+
+    What stays together is one here: its own tokens, and what its first row shares with the last
+    before it.
+    """
     own = np.concatenate([[0], np.cumsum(lengths - shared)])
     best = np.zeros(len(lengths) + 1)
     cut_before = np.zeros(len(lengths) + 1, dtype=np.int64)

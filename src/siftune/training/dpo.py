@@ -2,19 +2,16 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from datasets.table import InMemoryTable
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
-from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+from trl import DPOConfig, DPOTrainer, KTOConfig
 
 from siftune import batches, output_head, tokens
 from siftune.learning_curve import LearningCurve
@@ -22,8 +19,9 @@ from siftune.resume.attempt import Attempt
 from siftune.resume.best import Best
 from siftune.sections import Dpo
 from siftune.stage import UserError
-from siftune.training import adapters, around_trl, options
-from siftune.training.preferring import Alone, Preferring
+from siftune.training import adapters, around_trl, kto, options, preferring
+from siftune.training.packed_preferring import PreferringInPacks
+from siftune.training.preferring import Preferring
 
 # They compare the two answers with each other only, and with no reference.
 REFERENCE_FREE = ("simpo", "orpo")
@@ -53,16 +51,10 @@ class DpoTrainer(Preferring, DPOTrainer):
         super().__init__(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        # TRL gathers what it notes from all processes, which have unlike numbers of rows at an
-        # epoch's end; `log` adds it up.
-        everywhere: Any = self.accelerator
-        self.accelerator: Any = Alone(everywhere)
-        try:
+        with preferring.alone(self):
             if self._dpo.loss in REFERENCE_FREE:
                 return self._without_reference(model, inputs)
             return super()._compute_loss(model, inputs, return_outputs)
-        finally:
-            self.accelerator = everywhere
 
     def _without_reference(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The mean loss of a batch, whose rewards are β times the mean log-probability of a token.
@@ -105,31 +97,8 @@ class DpoTrainer(Preferring, DPOTrainer):
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
 
-class KtoTrainer(Preferring, KTOTrainer):
-    """TRL's trainer, which goes on exactly where it was, on single answers."""
-
-    num_answers = 1
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.args.train_sampling_strategy = "random"  # see `_WithNeighbours`
-
-
-class _WithNeighbours(DataCollatorForUnpairedPreference):
-    """Each prompt of a batch with the answer of the next row, too: KTO's estimate of the KL.
-
-    TRL fixes neighbours before the training, so that it must never shuffle the rows.
-    """
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        others = [*examples[1:], examples[0]]
-        found: dict[str, Any] = super().torch_call(
-            [
-                {**one, "KL_completion_ids": other["completion_ids"]}
-                for one, other in zip(examples, others, strict=True)
-            ]
-        )
-        return found
+class PackedDpoTrainer(PreferringInPacks, DpoTrainer):
+    """The same in packs of a token budget."""
 
 
 def simpo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> Tensor:
@@ -170,7 +139,7 @@ def config(
     kind: Any = DPOConfig
     if dpo.loss == "kto":
         kind = KTOConfig
-        # In no fixed order: see `_WithNeighbours`. This is what TRL wants to hear.
+        # In no fixed order: see `kto.WithNeighbours`. This is what TRL wants to hear.
         ours |= {"train_sampling_strategy": "sequential", "precompute_ref_log_probs": False}
     if dpo.loss in REFERENCE_FREE:
         ours |= {name: getattr(DPOConfig, name) for name in _OF_OTHERS}
@@ -190,7 +159,7 @@ def make_trainer(
     curve: LearningCurve,
     attempt: Attempt,
     folder: Path,
-) -> DpoTrainer | KtoTrainer:
+) -> DpoTrainer | kto.KtoTrainer:
     """A trainer on the splits in the folder `encoded`, whose numbers go to `curve`.
 
     Args:
@@ -205,22 +174,20 @@ def make_trainer(
     """
     train, validation = (examples(split, encoded, dpo.loss) for split in tokens.SPLITS)
     micro_batch = attempt.micro_batch(dpo.micro_batch)
-    assert isinstance(micro_batch, int)
-    num_accumulated = batches.accumulation(
-        dpo.phase,
-        global_batch=dpo.global_batch,
-        micro_batch=micro_batch,
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-    )
-    args = config(dpo, micro_batch=micro_batch, num_accumulated=num_accumulated, folder=folder)
+    asked = {
+        "global_batch": dpo.global_batch, "world_size": int(os.environ.get("WORLD_SIZE", "1"))
+    }  # fmt: skip
+    num_rows = batches.rows_at_once(dpo.phase, micro_batch=micro_batch, **asked)
+    num_accumulated = batches.accumulation(dpo.phase, micro_batch=num_rows, **asked)
+    args = config(dpo, micro_batch=num_rows, num_accumulated=num_accumulated, folder=folder)
     output_head.install_on_cpu()
     model = load()
     if dpo.lora:
         model = adapters.attach(
             model, dpo, num_tokens=len(tokenizer), num_new_tokens=num_new_tokens
         )
-    is_kto = dpo.loss == "kto"
-    trainer = (KtoTrainer if is_kto else DpoTrainer)(
+    is_kto, budget = dpo.loss == "kto", batches.budget(micro_batch)
+    trainer = _kind(is_kto, budget)(
         model,
         ref_model=None if dpo.lora or args.precompute_ref_log_probs else load(),
         phase=dpo.phase,
@@ -231,11 +198,27 @@ def make_trainer(
         eval_dataset=validation,
         processing_class=tokenizer,
         callbacks=[curve],
-        **({} if not is_kto else {"data_collator": _WithNeighbours(tokenizer.pad_token_id)}),
+        **({} if not is_kto else {"data_collator": kto.WithNeighbours(tokenizer.pad_token_id)}),
         **({} if is_kto else {"dpo": dpo}),
     )
     around_trl.settle(trainer, model, dpo.lora)
     return trainer
+
+
+def _kind(is_kto: bool, budget: int | None) -> Callable[..., DpoTrainer | kto.KtoTrainer]:
+    if budget is None:
+        return kto.KtoTrainer if is_kto else DpoTrainer
+    return partial(kto.PackedKtoTrainer if is_kto else PackedDpoTrainer, budget=budget)
+
+
+def check_batches(trainer: DpoTrainer | kto.KtoTrainer) -> None:
+    """Prove that packs are what their rows are alone, where there are any.
+
+    Raises:
+        UserError: they are not.
+    """
+    if isinstance(trainer, PreferringInPacks):
+        trainer.check()
 
 
 def examples(split: str, encoded: Path, loss: str) -> Dataset:
@@ -247,7 +230,7 @@ def examples(split: str, encoded: Path, loss: str) -> Dataset:
     rows = tokens.read(split, encoded)
     table = rows.data.table
     if loss == "kto":
-        return _labelled(table)
+        return kto.labelled(table)
     num_single = table["chosen_ids"].null_count + table["rejected_ids"].null_count
     if num_single:
         raise UserError(
@@ -256,14 +239,3 @@ def examples(split: str, encoded: Path, loss: str) -> Dataset:
             "which learns from both kinds, or take those rows out of data.sources."
         )
     return rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-
-
-def _labelled(table: pa.Table) -> Dataset:
-    """The answers of all rows, in an order that mixes good and bad."""
-    parts = []
-    for column, label in (("chosen_ids", True), ("rejected_ids", False)):
-        part = table.filter(pc.is_valid(table[column]))
-        labels = pa.array([label] * len(part))
-        names = ("prompt_ids", "completion_ids", "label")
-        parts.append(pa.table([part["prompt_ids"], part[column], labels], names=names))
-    return Dataset(InMemoryTable(pa.concat_tables(parts))).shuffle(seed=0)

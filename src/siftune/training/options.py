@@ -55,6 +55,9 @@ def of_section(
         "use_cpu": models.device().type == "cpu",
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,  # with a scale for the loss
+        # They are constants; and sent before a step's first pack, they would make a process that
+        # has two packs wait for one whose first is its last.
+        "ddp_broadcast_buffers": False,
         **ours,
     }
     valid = {field.name for field in fields(kind)}

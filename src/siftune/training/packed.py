@@ -22,11 +22,11 @@ from siftune.throughput.layout import Layout
 MAX_LOSS_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.02, torch.float16: 0.02}
 
 
-class Packed(Resumable):
-    """Put before a trainer of rows with `input_ids` and `labels`: `class A(Packed, SftTrainer)`."""
+class InPacks(Resumable):
+    """What trainers in packs have in common: a batch of a step in parts within a budget."""
 
     def __init__(self, model: Any, *args: Any, budget: int, **kwargs: Any) -> None:
-        """Refuse what would not be exact, and change the attention of `model`.
+        """Refuse what would not be exact, and change the attention of `model` and its reference.
 
         Args:
             budget: tokens of a pack.
@@ -34,21 +34,27 @@ class Packed(Resumable):
         Raises:
             UserError: with the key of params.yaml.
         """
-        super().__init__(model, *args, data_collator=collator.collate, **kwargs)
         self._budget = budget
-        self._key = f"params.yaml: {self.phase}.micro_batch"
-        self._longest = max(_longest(split) for split in (self.train_dataset, self.eval_dataset))
+        self._key = f"params.yaml: {kwargs['phase']}.micro_batch"
         self._attention_alone = model.config._attn_implementation
-        # A shared token would get one dropout for all its rows, where each has its own.
-        self._share = not limits.has_dropout(model)
-        limits.check(model, self._longest, key=self._key)
-        if self._longest > budget:
+        splits = kwargs["train_dataset"], kwargs["eval_dataset"]
+        longest, least = (max(sizes) for sizes in zip(*map(self._sizes, splits), strict=True))
+        self._least_budget = least
+        limits.check(model, longest, key=self._key)
+        if least > budget:
             raise UserError(
-                f"{self._key}: {budget} tokens, but a row has {self._longest}: "
-                f'write "{self._longest} tokens" or more, or cut rows with encode.max_length.'
+                f"{self._key}: {budget} tokens, but {self._what_stays_together} has {least}: "
+                f'write "{least} tokens" or more, or cut rows with encode.max_length.'
             )
         attention.register()
-        model.set_attn_implementation(attention.NAME)
+        for one in (model, kwargs.get("ref_model")):
+            if one is not None:
+                one.set_attn_implementation(attention.NAME)
+        super().__init__(model, *args, **kwargs)
+
+    @property
+    def _what_stays_together(self) -> str:
+        return "a row"
 
     @property
     def micro_batch(self) -> str:
@@ -56,9 +62,60 @@ class Packed(Resumable):
         return f"{self._budget} tokens"
 
     def smaller_micro_batch(self) -> str | None:
-        """Half of it, but room for the longest row; None: it has no more than that."""
-        smaller = max(self._budget // 2, self._longest)
+        """Half of it, but room for what stays together; None: it has no more than that."""
+        smaller = max(self._budget // 2, self._least_budget)
         return f"{smaller} tokens" if smaller < self._budget else None
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """All parts of a batch, one after the other; gradients are exchanged with the last."""
+        parts = self._parts(inputs)
+        losses = []
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, parts[-1], num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _sizes(self, split: Any) -> tuple[int, int]:
+        """Tokens of the longest row of a split, and the most that have to be in one pack."""
+        raise NotImplementedError
+
+    def _cut(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """A batch as what is computed at once, at least one part."""
+        raise NotImplementedError
+
+    def _parts(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        parts = self._cut(batch)
+        # Each is asked whether to stop, and those of all processes end together, with the exchange
+        # of gradients; who has fewer waits before the first.
+        if self.is_in_train:
+            for _ in range(agreement.most(len(parts)) - len(parts)):
+                self._stop_if_asked()
+        return parts
+
+    @property
+    def _shares(self) -> bool:
+        # A shared token would get one dropout for all its rows, where each has its own.
+        return not limits.has_dropout(self.model)
+
+    def _tell(self, *, in_rows: float, computed: float, packs: float, also: str = "") -> None:
+        """What the first step computes, on all processes."""
+        if agreement.is_first():
+            print(
+                f"Packs: the first step has {in_rows:.0f} tokens in rows, {computed:.0f} computed "
+                f"in {packs:.0f} pack(s){also}"
+                f"{'' if self._shares else '; nothing is shared, because of dropout'}.",
+                flush=True,
+            )
+
+
+class Packed(InPacks):
+    """Put before a trainer of rows with `input_ids` and `labels`: `class A(Packed, SftTrainer)`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, data_collator=collator.collate, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -69,33 +126,13 @@ class Packed(Resumable):
         num_trained, in_rows, computed, at_head, num_packs = agreement.sums_of(
             [float(sum(column)) for column in zip(*(_counts(pack) for pack in packs), strict=True)]
         )
-        if agreement.is_first() and not self._total_train_tokens:
-            print(
-                f"Packs: the first step has {in_rows:.0f} tokens in rows, {computed:.0f} computed "
-                f"in {num_packs:.0f} pack(s), the output head at {at_head:.0f}"
-                f"{'' if self._share else '; nothing is shared, because of dropout'}.",
-                flush=True,
-            )
+        if not self._total_train_tokens:
+            also = f", the output head at {at_head:.0f}"
+            self._tell(in_rows=in_rows, computed=computed, packs=num_packs, also=also)
         self._total_train_tokens += in_rows
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         self._metrics["train"]["computed_share"] = [computed / in_rows]
         return [{"packs": packs}], max(num_trained, 1.0)
-
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """All packs of a batch, one after the other; gradients are exchanged with the last."""
-        packs = inputs["packs"]
-        # Each is asked whether to stop, and those of all processes end with the exchange: who has
-        # fewer waits before the first.
-        for _ in range(agreement.most(len(packs)) - len(packs)):
-            self._stop_if_asked()
-        losses = []
-        for pack in packs[:-1]:
-            with self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, {"pack": pack}, num_items_in_batch))
-        losses.append(super().training_step(model, {"pack": packs[-1]}, num_items_in_batch))
-        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -144,11 +181,18 @@ class Packed(Resumable):
                 "libraries do not keep them apart. Write a number of rows."
             )
 
+    def _sizes(self, split: Any) -> tuple[int, int]:
+        longest = int(pc.max(pc.list_value_length(split.data.column("input_ids"))).as_py() or 0)
+        return longest, longest
+
+    def _cut(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"pack": pack} for pack in batch["packs"]]
+
     def _packs(self, rows: collator.Rows, *, of: Any) -> list[Layout]:
         return self._made(rows, self._num_own(len(rows["labels"]), of=len(of)))
 
     def _made(self, rows: collator.Rows, num_own: int) -> list[Layout]:
-        made = collator.packs(rows, self._budget, num_own=num_own, share=self._share)
+        made = collator.packs(rows, self._budget, num_own=num_own, share=self._shares)
         return [pack.to(self.args.device) for pack in made]
 
     def _nats(self, model: Any, packs: list[Layout]) -> float:
@@ -161,11 +205,6 @@ def _counts(pack: Layout) -> tuple[int, int, int, int, int]:
     """Tokens trained, in rows, computed, at the head; one pack."""
     computed = pack.input_ids.shape[1]
     return len(pack.targets), pack.num_in_rows, computed, len(pack.sources), 1
-
-
-def _longest(split: Any) -> int:
-    lengths = pc.list_value_length(split.data.column("input_ids"))
-    return int(pc.max(lengths).as_py() or 0)
 
 
 def _nats_alone(model: PreTrainedModel, row: dict[str, Any]) -> float:

@@ -1,5 +1,7 @@
 """Training on answers that are compared: each example counts once, in every number."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,8 +51,9 @@ class Preferring(Resumable):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """One batch of the validation split, without the rows that only make it even."""
-        own = self._own(inputs, of=len(self.eval_dataset))
-        return super().prediction_step(model, own, *args, **kwargs)
+        for part in self._parts(self._own(inputs, of=len(self.eval_dataset))):
+            found = super().prediction_step(model, part, *args, **kwargs)
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As it is, with means over examples."""
@@ -60,9 +63,12 @@ class Preferring(Resumable):
         flat = [number for name in names for number in sums[name]]
         *together, num_tokens = agreement.sums_of([*flat, self._num_tokens])
         means = {
-            name: total / max(number, 1.0)
+            name: total / number
             for name, total, number in zip(names, together[::2], together[1::2], strict=True)
+            if number
         }
+        if means.keys() >= {"rewards/chosen", "rewards/rejected"}:
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         if "eval_loss" in logs:
             logs["eval_loss"] = means["loss"]
         means.pop("loss", None)
@@ -90,11 +96,20 @@ class Preferring(Resumable):
         num_own = batches.num_own(
             size, remainder=of % at_once if is_last else 0, rank=self.args.process_index
         )
-        own = {
-            name: torch.cat([part[: max(num_own, 1)] for part in values.split(size)])
+        return {**self._some(batch, range(max(num_own, 1))), "num_own": num_own}
+
+    def _some(self, batch: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+        """These examples of a batch."""
+        size = self._size(batch)
+        return {
+            name: torch.cat([part[list(places)] for part in values.split(size)])
             for name, values in batch.items()
+            if name != "num_own"
         }
-        return {**own, "num_own": num_own}
+
+    def _parts(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """A batch as what is computed at once."""
+        return [batch]
 
     def _size(self, batch: dict[str, Any]) -> int:
         return len(batch["input_ids"]) // self.num_answers
@@ -106,12 +121,31 @@ class Preferring(Resumable):
         self._metrics[mode].clear()
         noted.pop("num_tokens")
         for name, value in {**noted, "loss": loss}.items():
+            weight = self._num_in(name, number)
             total = self._sums[mode].setdefault(name, [0.0, 0.0])
-            total[0] += value * number
-            total[1] += number
+            total[0] += value * weight
+            total[1] += weight
+
+    def _num_in(self, name: str, number: int) -> int:
+        """How many of a micro batch's own examples are in a mean."""
+        return number
 
 
-class Alone:
+@contextmanager
+def alone(trainer: Any) -> Iterator[None]:
+    """Within, what TRL gathers to log it is this process's own; `log` adds it up.
+
+    Processes have unlike numbers of rows at an epoch's end, and of packs always.
+    """
+    everywhere = trainer.accelerator
+    trainer.accelerator = _Alone(everywhere)
+    try:
+        yield
+    finally:
+        trainer.accelerator = everywhere
+
+
+class _Alone:
     """Accelerate as it is, but what is gathered is this process's own."""
 
     def __init__(self, accelerator: Any) -> None:

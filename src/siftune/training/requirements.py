@@ -141,7 +141,7 @@ def _of_preferences(dpo: Dpo) -> list[tuple[str, str]]:
             if dpo.gamma is None
             else ("gamma", f"is of simpo only; with {dpo.loss}, write null.")
         )
-    if dpo.loss == "kto" and dpo.micro_batch < 2:
+    if dpo.loss == "kto" and dpo.micro_batch == 1:
         found.append(
             ("micro_batch", "kto compares each answer with others of its micro batch: at least 2.")
         )

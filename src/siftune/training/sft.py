@@ -90,9 +90,6 @@ def config(section: Training, *, micro_batch: int, num_accumulated: int, folder:
         num_accumulated=num_accumulated,
         folder=folder,
         dataset_kwargs={"skip_prepare_dataset": True},  # encode has decided tokens and labels
-        # They are constants; and sent before a step's first pack, they would make a process that
-        # has two packs wait for one whose first is its last.
-        ddp_broadcast_buffers=False,
     )
 
 
