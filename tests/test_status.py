@@ -167,6 +167,15 @@ def test_a_training_tells_from_which_step_it_goes_on():
     assert "  resumable   from step 40" in list(status.report())
 
 
+def test_a_training_names_its_phase_and_a_phase_that_is_null_is_left_out():
+    Path("params.yaml").write_text("prepare: {seed: 1}\nsft: null\ndpo: {seed: 2}\n")
+    files.write_json(TRAINING / "fingerprint.json", {"params": {"dpo": {"seed": 2}}})
+    assert f"training {TRAINING} (dpo)" in status.report()
+    assert row("sft") == "left out"
+    done("prepare", "merge")
+    assert "All is done; `dvc status` says" in "\n".join(status.report())
+
+
 def test_a_training_without_a_checkpoint_begins_anew():
     TRAINING.mkdir(parents=True)
     assert "  checkpoint  none yet: it begins at step 0" in list(status.report())

@@ -14,7 +14,8 @@ import yaml
 
 from siftune import files, history, lock, mirror, wording
 from siftune.config import PARAMS_FILE
-from siftune.resume import checkpoints
+from siftune.resume import checkpoints, fingerprint
+from siftune.sections import PHASES
 from siftune.stage import UserError
 
 PIPELINE, PIPELINE_LOCK = Path("dvc.yaml"), Path("dvc.lock")
@@ -49,7 +50,7 @@ def report() -> Iterator[str]:
     lacking = sum(not _is_mirrored(folder) for folder in ended)
     if lacking:
         yield f"MLflow lacks part of {lacking} of {len(ended)} runs; `siftune sync` completes them."
-    waiting = [stage for stage, state, _ in states if state != "done"]
+    waiting = [stage for stage, state, _ in states if state not in ("done", "left out")]
     if not waiting:
         yield "All is done; `dvc status` says whether code or data have changed since."
     elif not any(state in AT_WORK for _, state, _ in states):
@@ -64,7 +65,9 @@ def _states(runs: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     holder, odd = _holder()
     states = []
     for stage in _mapping(_read(PIPELINE), "stages"):
-        if holder and holder.stage == stage and (state := _state_of(holder)):
+        if stage in PHASES and stage in params and params[stage] is None:
+            states.append((stage, "left out", ""))
+        elif holder and holder.stage == stage and (state := _state_of(holder)):
             states.append((stage, state, holder.where))
         else:
             states.append((stage, *_state(_mapping(locked, stage), params, last.get(stage))))
@@ -140,7 +143,9 @@ def _trainings(*, is_running: bool) -> Iterator[str]:
     found = trainings()
     for folder in found[:MAX_TRAININGS]:
         yield ""
-        yield f"training {folder}"
+        made_of = _mapping(_read(folder / fingerprint.MADE_OF), "params")
+        phases = [phase for phase in PHASES if made_of.get(phase)]
+        yield " ".join([f"training {folder}", *(f"({phase})" for phase in phases)])
         try:
             facts = list(_training(folder, is_running=is_running))
         except OSError as error:

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 from siftune import files
 from siftune.resume import agreement, stopping
 from siftune.resume.checkpoints import Checkpoint, Store
-from siftune.resume.fingerprint import WORK, Fingerprint, differences
+from siftune.resume.fingerprint import MADE_OF, WORK, Fingerprint, differences
 from siftune.stage import RunAgain, StartAgain, UserError
 
 M = TypeVar("M", bound=int | str)  # rows, or a token budget
 
 MAX_WITHOUT_PROGRESS = 3
-STARTS, MADE_OF, MICRO_BATCH = "starts.jsonl", "fingerprint.json", "micro_batch.json"
+STARTS, MICRO_BATCH = "starts.jsonl", "micro_batch.json"
 ANY_WORLD_SIZE = "SIFTUNE_ANY_WORLD_SIZE"
 
 

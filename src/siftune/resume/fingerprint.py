@@ -11,6 +11,7 @@ from siftune import config, files, provenance
 
 PIPELINE = Path("dvc.yaml")
 WORK = Path("work")
+MADE_OF = "fingerprint.json"  # in the folder of a training
 # What changes when a checkpoint is written, but not what is in it.
 NO_RESULT = {"save_every"}
 
