@@ -24,14 +24,16 @@ def main() -> None:
     ]
     with tracking.stage("merge", "data", "encode", "merge") as run:
         num_tokens = len(tokenizer)
-        side_by_side = merging.load_trained(base, trained, num_tokens=num_tokens)
-        reference = merging.logits(side_by_side, rows)
         with files.published_folder(MERGED) as folder:
-            merged = phases.merged(base, trained, num_tokens=num_tokens)
+            merged = phases.write(base, trained, folder, num_tokens=num_tokens)
             models.stop_as_encoded(merged, tokenizer, models.TOKENIZER)
-            merged.save_pretrained(folder)
+            merged.generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            # What was written is measured, not what was in memory.
+            del merged
+            # One model at a time; what was written is measured, not what was in memory.
+            reference = merging.logits(
+                merging.load_trained(base, trained, num_tokens=num_tokens), rows
+            )
             measured = merging.distance(reference, merging.logits(models.load_model(folder), rows))
             run.report(**measured)
             refuse_far(measured, params.merge)

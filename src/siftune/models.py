@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -93,9 +94,15 @@ def make_room(model: PreTrainedModel, num_tokens: int) -> None:
     if num_tokens <= old:
         return
     model.resize_token_embeddings(num_tokens, mean_resizing=False)
-    with torch.no_grad():
-        for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-            layer.weight[old:] = layer.weight[:old].float().mean(dim=0).to(layer.weight.dtype)
+    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        for weight in layer.parameters():
+            weight.data = with_room(weight.data[:old], num_tokens)
+
+
+def with_room(weight: Tensor, num_rows: int) -> Tensor:
+    """[rows, …] → [num_rows, …]: the new rows are the mean of all others."""
+    mean = weight.float().mean(dim=0).to(weight.dtype)
+    return torch.cat([weight, mean.expand(num_rows - len(weight), *mean.shape)])
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

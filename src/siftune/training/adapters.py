@@ -26,6 +26,13 @@ _FACTOR = re.compile(r"\.lora_([AB])\.")
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+def embeddings(model: PreTrainedModel) -> dict[str, str]:
+    """The names of the embedding and the output head, by the last part of each."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, one in model.named_modules() if any(one is layer for layer in layers)]
+    return {name.rpartition(".")[2]: name for name in names}
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a training left an adapter there, or else all weights."""
     return (folder / SETTINGS).exists()
@@ -160,7 +167,7 @@ def _learned(name: str, weight: Tensor, first: dict[str, Tensor]) -> Tensor:
 
 def _config(model: PreTrainedModel, lora: Lora, new_rows: dict[str, list[int]]) -> LoraConfig:
     whole = {name.rpartition(".")[2] for name in lora.modules_to_save}
-    ties = bool(model.config.tie_word_embeddings and whole & set(_embeddings(model)))
+    ties = bool(model.config.tie_word_embeddings and whole & set(embeddings(model)))
     rows = {} if ties else {name: rows for name, rows in new_rows.items() if name not in whole}
     return LoraConfig(
         trainable_token_indices=rows or None,
@@ -193,16 +200,6 @@ def _by_unsloth(fast_models: Any, model: PreTrainedModel, config: LoraConfig, se
     )
 
 
-def _embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The embedding and the output head, by the last part of their names."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    return {
-        name.rpartition(".")[2]: module
-        for name, module in model.named_modules()
-        if any(module is layer for layer in layers)
-    }
-
-
 def _new_rows(model: PreTrainedModel, num_tokens: int, num_new_tokens: int) -> dict[str, list[int]]:
     """Rows of tokens that the base has not seen, in each layer with weights of its own."""
     if num_new_tokens == 0:
@@ -210,7 +207,11 @@ def _new_rows(model: PreTrainedModel, num_tokens: int, num_new_tokens: int) -> d
     rows = list(range(num_tokens - num_new_tokens, num_tokens))
     head = model.get_output_embeddings()
     tied = model.config.tie_word_embeddings
-    return {name: rows for name, one in _embeddings(model).items() if not (tied and one is head)}
+    return {
+        last: rows
+        for last, name in embeddings(model).items()
+        if not (tied and model.get_submodule(name) is head)
+    }
 
 
 def _matching(name: str, layers: dict[str, nn.Module], *, is_regex: bool) -> set[str]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from siftune import files, models
+from siftune import files, models, shards
 from siftune.sections import PHASES
 from siftune.stage import UserError
-from siftune.training import adapters, left_out
+from siftune.training import adapters, folding, left_out
 
 
 def before(phase: str | None = None) -> list[Path]:
@@ -66,18 +67,62 @@ def merged(base: Path, trained: Sequence[Path], *, num_tokens: int, **how: Any) 
     return model
 
 
+def write(base: Path, trained: Sequence[Path], target: Path, *, num_tokens: int) -> PreTrainedModel:
+    """`merged` in files of the folder `target`, one weight in memory at a time.
+
+    Returns:
+        The model that was written; its weights may not be there.
+    """
+    empty = models.load_model(base, num_tokens=num_tokens, dtype="auto", device_map="meta")
+    source = shards.of_folder(base)
+    try:
+        if not shards.fit(source, empty):
+            raise folding.OnlyTogetherError(f"transformers converts the weights in {base}")
+        folds = [folding.of(folder, empty) for folder in trained]
+    except folding.OnlyTogetherError as why:
+        print(f"Merged with all weights in memory: {why}.")
+        model = merged(base, trained, num_tokens=num_tokens)
+        model.save_pretrained(target)
+        return model
+
+    def value_of(name: str) -> Tensor:
+        in_model = empty.get_parameter(name)
+        weight = shards.read(source, name).to(in_model.dtype)
+        if weight.shape != in_model.shape:
+            weight = models.with_room(weight, len(in_model))
+        for fold in folds:
+            weight = fold(name, weight)
+        return weight
+
+    shards.write(empty, value_of, source, target)
+    empty.config.save_pretrained(target)
+    empty.generation_config.save_pretrained(target)
+    return empty
+
+
 def written(base: Path, trained: Sequence[Path], target: Path, *, num_tokens: int) -> Path:
-    """`merged` in the folder `target`, once for all processes of a training and all its starts."""
+    """`write`, with the tokenizer, once for all processes of a training and all its starts."""
     with target.with_suffix(".lock").open("w") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
         if not target.exists():
             with files.published_folder(target) as aside:
-                merged(base, trained, num_tokens=num_tokens).save_pretrained(aside)
+                write(base, trained, aside, num_tokens=num_tokens)
                 models.load_tokenizer().save_pretrained(aside)
     return target
 
 
+@torch.no_grad()
 def _after(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    try:
+        fold = folding.of(folder, model)
+    except folding.OnlyTogetherError:
+        return _together(model, folder)
+    for name, weight in model.named_parameters():
+        weight.data = fold(name, weight.data)
+    return model
+
+
+def _together(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if not adapters.is_adapter(folder):
         whole = models.load_model(folder, dtype=torch.float32)
         model.load_state_dict(whole.state_dict())
