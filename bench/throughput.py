@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
 
 def encode(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each poem as one conversation; its completion is trained."""
-    tokenizer = gguf_tokenizer.load_gguf_tokenizer(sources.model_files(*BASE))
+    tokenizer = embedded_tokenizer()
     rows = []
     for poem in json.loads(file.read_text()):
         turn = {"role": "user", "content": f"{poem['instruction']}\n{poem['input']}"}
@@ -81,6 +81,10 @@ def encode(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         labels = [IGNORED] * len(asked) + answer
         rows.append((np.array(asked + answer)[:LONGEST], np.array(labels)[:LONGEST]))
     return rows
+
+
+def embedded_tokenizer() -> Any:
+    return gguf_tokenizer.load_gguf_tokenizer(gguf_tokenizer.Header(sources.model_files(*BASE)))
 
 
 def batches(rows: list[tuple[np.ndarray, np.ndarray]], num: int) -> list[Rows]:

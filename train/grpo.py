@@ -16,7 +16,7 @@ def main() -> None:
             chosen, tokens.records(split, tokens.folder_of("grpo")), "grpo.rewards"
         )
     ranks.launch()
-    from siftune.training import grpo, requirements, run
+    from siftune.training import grpo, packed_grpo, requirements, run
 
     requirements.require_generation(params.grpo)
     with run.of(params.grpo, also=grpo.curves(params.grpo.rewards)) as ground:
@@ -31,6 +31,7 @@ def main() -> None:
             attempt=ground.attempt,
             folder=ground.scratch,
         )
+        packed_grpo.check_batches(trainer)
         ground.train(trainer)
         grpo.publish(trainer, ground.curve, ground.tracked)
 

@@ -54,6 +54,8 @@ def _require_room(section: Training, max_length: int) -> None:
     budget = batches.budget(section.micro_batch)
     is_of_pairs = isinstance(section, Dpo) and section.loss != "kto"
     what, needed = ("a pair", 2 * max_length) if is_of_pairs else ("a row", max_length)
+    if isinstance(section, Grpo):
+        needed += section.max_new_tokens
     if budget is not None and budget < needed:
         raise UserError(
             f"params.yaml: {section.phase}.micro_batch: {budget} tokens, but {what} may have "

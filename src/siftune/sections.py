@@ -197,7 +197,7 @@ class Grpo(Training):
     The batches are counted in completions: a step has global_batch / num_generations prompts.
     """
 
-    micro_batch: Positive  # completions
+    micro_batch: MicroBatch  # rows are completions
     num_generations: Annotated[int, Field(ge=2)]  # completions a prompt, compared with each other
     max_new_tokens: Positive
     rewards: Annotated[list[Reward], Field(min_length=1)]

@@ -6,17 +6,14 @@ Shao et al. 2024 (arXiv 2402.03300); the completions of one prompt are compared 
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from siftune import batches, files, output_head, tokens
@@ -32,6 +29,7 @@ from siftune.sections import Grpo, Reward
 from siftune.stage import UserError
 from siftune.tracking import Run
 from siftune.training import adapters, around_trl, options
+from siftune.training.packed_grpo import RewardedInPacks
 
 # In the place of a step, for the randomness of an evaluation: the same at every step.
 VALIDATION = 2**32 - 1
@@ -160,6 +158,10 @@ class GrpoTrainer(Resumable, GRPOTrainer):
         return self.state.global_step % self.num_iterations == 0
 
 
+class PackedGrpoTrainer(RewardedInPacks, GrpoTrainer):
+    """The same, which learns in packs of a token budget."""
+
+
 def config(
     grpo: Grpo, *, micro_batch: int, num_accumulated: int, folder: Path, longest_prompt: int = 0
 ) -> GRPOConfig:
@@ -227,7 +229,9 @@ def make_trainer(
     num_accumulated = batches.accumulation(grpo.phase, micro_batch=micro_batch, **asked)
     train, validation = (_prompts(split, encoded) for split in tokens.SPLITS)
     batches.require_prompts(grpo, num_prompts=len(train))
-    trainer = GrpoTrainer(
+    budget = batches.budget(wanted)
+    make = partial(PackedGrpoTrainer, budget=budget) if budget else GrpoTrainer
+    trainer = make(
         model,
         reward_funcs=[scoring.for_trl(reward, tokenizer) for reward in chosen],
         phase=grpo.phase,

@@ -158,3 +158,6 @@ class _Alone:
         return values
 
     gather_for_metrics = gather
+
+    def reduce(self, values: Tensor, reduction: str) -> Tensor:
+        return values

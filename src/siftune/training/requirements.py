@@ -15,6 +15,8 @@ OF_ROWS = (
     "packing", "eval_packing", "padding_free", "loss_type", "label_smoothing_factor",
     "neftune_noise_alpha", "include_num_input_tokens_seen", "torch_compile", "fsdp", "deepspeed",
 )  # fmt: skip
+# Of GRPO, what looks at the completions of a micro batch together.
+OF_COMPLETIONS = ("top_entropy_quantile", "entropy_coef", "use_adaptive_entropy")
 FOUR_BIT = ("nf4", "fp4")
 # FlashAttention-2 has kernels from Ampere on.
 FLASH_FROM = (8, 0)
@@ -123,7 +125,10 @@ def _against_packs(section: Training) -> list[tuple[str, str]]:
     if batches.budget(section.micro_batch) is None:
         return []
     trainer, load = section.trainer, section.load
-    found = [(f"trainer.{key}", trainer[key]) for key in OF_ROWS if trainer.get(key)]
+    options: tuple[str, ...] = OF_ROWS
+    if isinstance(section, Grpo):  # its losses are none of padded rows
+        options = (*(set(OF_ROWS) - {"loss_type"}), *OF_COMPLETIONS)
+    found = [(f"trainer.{key}", trainer[key]) for key in options if trainer.get(key)]
     found += [("load.engine", "unsloth")] if load.engine == "unsloth" else []
     found += [("load.attention", load.attention)] if load.attention != "auto" else []
     return [
