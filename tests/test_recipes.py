@@ -10,6 +10,7 @@ from siftune.rewards import choosing
 from siftune.training import grpo, requirements, sft
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted({*(ROOT / "docs/recipes").glob("*.md")} - {ROOT / "docs/recipes/README.md"})
 # Of each: what one knows it by.
 RECIPES = {
     "none": {},
@@ -132,3 +133,13 @@ def test_a_recipe_takes_another_model_and_a_smaller_size(composed):
     params = composed("recipe=reasoning-sft", "model=phi-4", "size=reduced")
     assert (params.model.name, params.encode.template) == ("phi-4", "phi-4")
     assert (params.data.num_examples, params.sft.lora.rank) == (112, 16)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_trains_can_be_trained(page, composed, readme_commands, monkeypatch):
+    monkeypatch.setattr(preflight.sources, "check_data", lambda data: None)  # PATH is the user's
+    settings = [line for line in readme_commands(page) if line.startswith("make params ")]
+    assert settings
+    for line in settings:
+        _, _, given = shlex.split(line)
+        preflight.check(composed(*shlex.split(given.removeprefix("SET="))))

@@ -129,7 +129,7 @@ def evaluate(model: ChatModel, weights: str, tasks: TaskManager, settings: Bench
             f"params.yaml: benchmark.max_new_tokens is {settings.max_new_tokens}, but the model "
             f"holds {model.max_length} tokens, prompt and answer together."
         )
-    with _quiet("lm_eval.evaluator"):
+    with _quiet("lm_eval.evaluator"), _quiet("lm_eval.api.task"):
         results: Results = simple_evaluate(
             model=model,
             tasks=settings.tasks,
