@@ -145,6 +145,24 @@ def test_near_duplicates_are_found_by_their_words():
     assert prepare(near_duplicates=None)["rejected"] == {}
 
 
+def test_a_row_that_another_phase_trains_too_is_no_duplicate():
+    texts = [" ".join(f"{word}{n}{part}" for word in WORDS for part in "abcdef") for n in range(19)]
+    told = [{"question": text, "answer": "yes"} for text in texts]
+    again = [{"question": row["question"] + " now", "answer": row["answer"]} for row in told]
+    write("folder/train.jsonl", told)
+    write("folder/problems.jsonl", told + again)
+    columns = {"prompt": "question", "answer": "answer"}
+    sources = [
+        Source(source="local", files="train.jsonl"),
+        Source(source="local", files="problems.jsonl", format="problems", columns=columns),
+    ]
+    data = replace(DATA, path="folder", sources=sources)
+    results = prepare(data=data, near_duplicates=0.9)
+    assert results["rejected"] == {"near duplicate of another row": 19}
+    twins = [row for row in read("rejected") if "problems" in row["place"]]
+    assert len(twins) == 19
+
+
 def named_splits(train: list, test: list) -> None:
     write("folder/training.jsonl", train)
     write("folder/test.jsonl", test)

@@ -7,12 +7,14 @@ import numpy as np
 import rensa
 from numpy.typing import NDArray
 
+from siftune.data import kinds
 from siftune.data.words import runs, words
 
 # 8 bands of 8 hashes: of the pairs that are 0.9 alike 99 % are candidates, of those 0.5 alike 3 %.
 NUM_BANDS = 8
 _HASHES_PER_BAND = 8
 _SEED = 1
+_SALT = np.uint64(0xC2B2AE3D27D4EB4F)
 _SHINGLE = 3  # words, or Chinese characters
 
 Bands = NDArray[np.uint64]  # [rows, NUM_BANDS]
@@ -26,8 +28,11 @@ class Pair(NamedTuple):
     similarity: float
 
 
-def bands(texts: list[str]) -> Bands:
-    """The texts' MinHash, a number a band: texts that share one may be near duplicates."""
+def bands(texts: list[str], phases: list[str]) -> Bands:
+    """The texts' MinHash, a number a band: texts that share one may be near duplicates.
+
+    Those of two phases share none: what is trained again in another way is no duplicate.
+    """
     found = runs(texts, _SHINGLE)
     offsets = np.concatenate([[0], found.ends]).astype(np.uint64)
     num_hashes = NUM_BANDS * _HASHES_PER_BAND
@@ -37,7 +42,9 @@ def bands(texts: list[str]) -> Bands:
     hashes = np.array(sketches.to_rows(), dtype=np.uint64).reshape(-1, NUM_BANDS, _HASHES_PER_BAND)
     # Folded by odd multipliers, modulo 2^64.
     weights = np.arange(1, 2 * _HASHES_PER_BAND, 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (hashes * weights).sum(axis=2, dtype=np.uint64)
+    folded: Bands = (hashes * weights).sum(axis=2, dtype=np.uint64)
+    salts = [list(kinds.ROWS).index(phase) for phase in phases]
+    return folded + np.array(salts, dtype=np.uint64)[:, None] * _SALT
 
 
 def find(found: Bands, text_of: Callable[[int], str], similarity: float) -> Iterator[Pair]:

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from siftune.data import checks, containers, formats, near_duplicates, scripts
+from siftune.data import checks, containers, formats, kinds, near_duplicates, scripts
 from siftune.data.faults import Fault
 from siftune.sections import Data, Prepare
 from siftune.stage import UserError
@@ -57,6 +57,7 @@ class Examined:
     groups: list[int] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # not kept longer than the batch
+    phases: list[str] = field(default_factory=list)
     bands: NDArray[np.uint64] | None = None
     rejected: list[Rejected] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
@@ -126,10 +127,11 @@ def examine(batch: Batch, data: Data, prepare: Prepare) -> Examined:
         for what, said, repaired in warned:
             examined.warn(what, row.place, text=said, repaired=repaired)
         examined.texts.append(text)
+        examined.phases.append(kinds.phase_of(record))
         _keep(record, row.place, batch.file.split, prepare, examined)
     examined.characters = scripts.characters("".join(examined.texts))
     if prepare.near_duplicates is not None and examined.texts:
-        examined.bands = near_duplicates.bands(examined.texts)
+        examined.bands = near_duplicates.bands(examined.texts, examined.phases)
     examined.texts.clear()
     return examined
 
