@@ -9,7 +9,7 @@ MERGED, ANSWERS = Path("models/merged"), Path("data/answers")
 
 def main() -> None:
     params = config.load("benchmark", "encode")
-    from siftune import benchmark, models
+    from siftune import benchmark, models, scored
 
     tasks = benchmark.load_tasks(params.benchmark.tasks)
     weights = {
@@ -31,9 +31,9 @@ def main() -> None:
                     *folders[name], params.benchmark, system=params.encode.system
                 )
                 results = benchmark.evaluate(model, digest, tasks, params.benchmark)
-                files.write_jsonl(folder / f"{name}.jsonl", benchmark.items(results))
-                files.write_json(folder / "directions.json", benchmark.directions(results))
-                run.report(**{name: benchmark.metrics(results)})
+                files.write_jsonl(folder / f"{name}.jsonl", scored.items(results))
+                files.write_json(folder / "directions.json", scored.directions(results))
+                run.report(**{name: scored.metrics(results)})
         run.artifact(ANSWERS)
 
 

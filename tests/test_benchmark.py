@@ -6,14 +6,16 @@ from pathlib import Path
 
 import lm_eval.tasks
 import pytest
+import torch
 import yaml
 from lm_eval.api.model import LM
 from tokenizers.processors import TemplateProcessing
 
-from siftune import benchmark, files, models
+from siftune import benchmark, files, models, scored
 from siftune.chat import conversation
 from siftune.sections import Benchmark
 from siftune.stage import UserError
+from siftune.throughput import planner
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Benchmark(
@@ -138,7 +140,7 @@ def test_the_local_task_scores_as_lm_evals_gsm8k():
 def test_known_answers_get_the_known_scores(data, monkeypatch):
     monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
     results = evaluate()
-    rows = list(benchmark.items(results))
+    rows = list(scored.items(results))
     assert [row["id"] for row in rows] == [record["id"] for record in data]
     assert [row["answer"] for row in rows] == list(ANSWERS)
     assert rows[0] == {
@@ -151,7 +153,7 @@ def test_known_answers_get_the_known_scores(data, monkeypatch):
     }
     scores = [tuple(row["scores"].values()) for row in rows]
     assert scores == list(ANSWERS.values())
-    measured = benchmark.metrics(results)
+    measured = scored.metrics(results)
     assert measured == {
         "gsm8k_form/exact_match/strict-match": {
             "value": pytest.approx(0.2), "stderr": pytest.approx(0.2), "n": 5,
@@ -160,7 +162,7 @@ def test_known_answers_get_the_known_scores(data, monkeypatch):
             "value": pytest.approx(0.6), "stderr": pytest.approx(0.2449, abs=1e-4), "n": 5,
         },
     }  # fmt: skip
-    assert benchmark.directions(results) == dict.fromkeys(measured, True)
+    assert scored.directions(results) == dict.fromkeys(measured, True)
     json.dumps([measured, rows], allow_nan=False)
 
 
@@ -180,7 +182,7 @@ def test_rows_of_every_kind_are_asked(data, monkeypatch):
     named = [{"id": str(n), "group": "g", **row} for n, row in enumerate(rows)]
     files.write_jsonl(Path("data/prepared/test.jsonl"), named)
     monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
-    asked = list(benchmark.items(evaluate()))
+    asked = list(scored.items(evaluate()))
     assert [row["id"] for row in asked] == ["1", "2", "3", "5", "6"]
     assert {(row["prompt"], row["target"]) for row in asked} == {(question, right)}
     files.write_jsonl(Path("data/prepared/test.jsonl"), named[:1])
@@ -215,14 +217,14 @@ def test_known_endings_of_a_poem_get_the_known_scores(data, monkeypatch):
     monkeypatch.setattr(benchmark, "ChatModel", Poet)
     results = evaluate(tasks=["poem_form"])
     names = ("right_form", "right_lines", "right_characters", "rhyme")
-    scores = [row["scores"] for row in benchmark.items(results)]
+    scores = [row["scores"] for row in scored.items(results)]
     found = {
         text: tuple(one[name] for name in names) for text, one in zip(POEMS, scores, strict=True)
     }
     assert found == POEMS
-    measured = benchmark.metrics(results)
+    measured = scored.metrics(results)
     assert measured["poem_form/right_form"]["value"] == 2 / len(POEMS)
-    assert benchmark.directions(results) == dict.fromkeys(measured, True)
+    assert scored.directions(results) == dict.fromkeys(measured, True)
 
 
 def test_the_length_limit_reaches_every_request(data, monkeypatch):
@@ -242,33 +244,33 @@ def test_records_may_bring_their_own_system_message(data, monkeypatch):
         record["messages"].insert(0, {"role": "system", "content": "Count."})
     files.write_jsonl(Path("data/prepared/test.jsonl"), data)
     monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
-    rows = list(benchmark.items(evaluate()))
+    rows = list(scored.items(evaluate()))
     assert rows[3]["prompt"] == "Count.\n3: 51 apples, 6 go. How many are left?"
 
 
 def test_choices_are_scored_and_shown(data, monkeypatch):
     monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
     results = evaluate(tasks=["pets"])
-    rows = list(benchmark.items(results))
+    rows = list(scored.items(results))
     assert [(row["answer"], row["target"]) for row in rows] == [
         (" a dob", " a dob"), (" a dob", " a cat"), (" a dob", " a dob"),
     ]  # fmt: skip
     assert [row["scores"] for row in rows] == [{"acc": 1.0}, {"acc": 0.0}, {"acc": 1.0}]
     assert [row["id"] for row in rows] == ["0", "1", "2"]
-    assert benchmark.metrics(results)["pets/acc"]["value"] == pytest.approx(2 / 3)
+    assert scored.metrics(results)["pets/acc"]["value"] == pytest.approx(2 / 3)
 
 
 def test_a_perplexity_is_reported_but_its_items_have_no_score(data, monkeypatch):
     monkeypatch.setattr(benchmark, "ChatModel", KnownAnswers)
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
     results = evaluate(tasks=["losses"])
-    assert benchmark.metrics(results)["losses/perplexity"]["value"] == pytest.approx(math.e**2)
-    assert benchmark.directions(results) == {"losses/perplexity": False, "losses/acc": True}
-    assert [row["scores"] for row in benchmark.items(results)] == [{"acc": 0.0}] * 3
+    assert scored.metrics(results)["losses/perplexity"]["value"] == pytest.approx(math.e**2)
+    assert scored.directions(results) == {"losses/perplexity": False, "losses/acc": True}
+    assert [row["scores"] for row in scored.items(results)] == [{"acc": 0.0}] * 3
 
 
 def test_prompts_are_those_that_training_ended_with(tiny_model, tokenizer, data):
-    rows = list(benchmark.items(evaluate(tiny_model, system="Be brief.", limit=2)))
+    rows = list(scored.items(evaluate(tiny_model, system="Be brief.", limit=2)))
     assert [row["prompt"] for row in rows] == [
         conversation.prompt_text(tokenizer, record["messages"], "Be brief.") for record in data[:2]
     ]
@@ -293,7 +295,7 @@ def test_the_model_gets_the_tokens_of_its_prompt_and_stops_where_it_should(
     folder, tokenizer, data, monkeypatch, request
 ):
     calls = []
-    generate = benchmark.HFLM._model_generate
+    generate = benchmark.ChatModel._model_generate
 
     def spy(self, context, max_length, stop, **options):
         calls.append((context, options["attention_mask"], max_length - context.shape[1]))
@@ -301,7 +303,7 @@ def test_the_model_gets_the_tokens_of_its_prompt_and_stops_where_it_should(
         assert tokenizer.eos_token in stop
         return generate(self, context, max_length, stop, **options)
 
-    monkeypatch.setattr(benchmark.HFLM, "_model_generate", spy)
+    monkeypatch.setattr(benchmark.ChatModel, "_model_generate", spy)
     evaluate(request.getfixturevalue(folder), limit=1)
     [(context, mask, room)] = calls
     prompt = conversation.prompt_text(tokenizer, data[0]["messages"])
@@ -310,9 +312,78 @@ def test_the_model_gets_the_tokens_of_its_prompt_and_stops_where_it_should(
     assert room == SETTINGS.max_new_tokens
 
 
+class Stock(benchmark.ChatModel):
+    """Prompted as ours, but all else is lm-eval's own."""
+
+    _model_generate = benchmark.HFLM._model_generate
+    _loglikelihood_tokens = benchmark.HFLM._loglikelihood_tokens
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+def test_answers_and_scores_are_those_of_lm_evals_own_model(
+    shots, tiny_model, data, tmp_path, monkeypatch
+):
+    """Items of different lengths, some of which share their beginnings; answers of several ends."""
+    monkeypatch.setattr(planner, "MIN_SAVED", 1)
+    tuned = shutil.copytree(tiny_model, tmp_path / "tuned")
+    less_sure(tuned)
+
+    def found(kind: type) -> list[dict]:
+        monkeypatch.setattr(benchmark, "ChatModel", kind)
+        monkeypatch.setattr(benchmark, "CACHE", tmp_path / kind.__name__)
+        results = evaluate(
+            tuned, system="Be brief.", tasks=["gsm8k_form", "pets", "losses"], num_fewshot=shots,
+            batch_size=3, max_new_tokens=24,
+        )  # fmt: skip
+        return [
+            {"arguments": entry["arguments"], "resps": entry["resps"]}
+            for entries in results["samples"].values()
+            for entry in entries
+        ]
+
+    ours, stock = found(benchmark.ChatModel), found(Stock)
+    assert len(ours) == 2 * len(ANSWERS) + 3 + 3
+    for one, other in zip(ours, stock, strict=True):
+        assert one["arguments"] == other["arguments"]
+        for mine, theirs in zip(one["resps"], other["resps"], strict=True):
+            assert type(mine[0]) is type(theirs[0])
+            if isinstance(mine[0], str):
+                assert mine == theirs
+            else:
+                assert mine[0][0] == pytest.approx(theirs[0][0], rel=1e-5)
+                assert mine[0][1] == theirs[0][1]
+
+
+def less_sure(folder: Path) -> None:
+    """Make a random model's answers differ from each other, and end sooner or later."""
+    model = models.load_model(folder)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 4
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "asked", "is_greedy"),
+    [
+        ({}, {}, True),
+        ({"temperature": 0.6, "top_p": 0.9}, {"do_sample": False, "temperature": 0.0}, True),
+        ({"repetition_penalty": 1.1}, {}, False),
+        ({}, {"do_sample": True, "temperature": 1.0}, False),
+        ({}, {"num_beams": 2}, False),
+    ],
+)
+def test_only_the_likeliest_tokens_are_taken_by_our_own_loop(
+    of_model, asked, is_greedy, tiny_model
+):
+    model = benchmark.ChatModel(tiny_model, tiny_model, SETTINGS, system=None)
+    model.model.generation_config.update(**of_model)
+    assert model.takes_likeliest({"attention_mask": None, **asked}) is is_greedy
+
+
 def test_what_was_answered_is_not_asked_again(tiny_model, data, monkeypatch):
     asked = []
-    generate, score = benchmark.HFLM._model_generate, benchmark.HFLM._loglikelihood_tokens
+    generate, score = benchmark.ChatModel._model_generate, benchmark.ChatModel._loglikelihood_tokens
 
     def generating(self, context, **options):
         asked.append(len(context))
@@ -322,8 +393,8 @@ def test_what_was_answered_is_not_asked_again(tiny_model, data, monkeypatch):
         asked.append(len(requests))
         return score(self, requests, **options)
 
-    monkeypatch.setattr(benchmark.HFLM, "_model_generate", generating)
-    monkeypatch.setattr(benchmark.HFLM, "_loglikelihood_tokens", scoring)
+    monkeypatch.setattr(benchmark.ChatModel, "_model_generate", generating)
+    monkeypatch.setattr(benchmark.ChatModel, "_loglikelihood_tokens", scoring)
     both = ["gsm8k_form", "pets"]
 
     def num_asked(weights: str = "sha", **changes) -> int:
@@ -332,7 +403,7 @@ def test_what_was_answered_is_not_asked_again(tiny_model, data, monkeypatch):
         tasks = benchmark.load_tasks(both)
         model = benchmark.ChatModel(tiny_model, tiny_model, settings, system=None)
         results = benchmark.evaluate(model, weights, tasks, settings)
-        answers.append([row["answer"] for row in benchmark.items(results)])
+        answers.append([row["answer"] for row in scored.items(results)])
         return sum(asked)
 
     answers: list[list[str]] = []
@@ -347,7 +418,7 @@ def test_what_was_answered_is_not_asked_again(tiny_model, data, monkeypatch):
 
 
 def test_an_interrupted_run_keeps_its_answers(tiny_model, data, monkeypatch):
-    generate = benchmark.HFLM._model_generate
+    generate = benchmark.ChatModel._model_generate
     asked = []
 
     def dies_at_the_second_batch(self, context, **options):
@@ -356,7 +427,7 @@ def test_an_interrupted_run_keeps_its_answers(tiny_model, data, monkeypatch):
             raise KeyboardInterrupt
         return generate(self, context, **options)
 
-    monkeypatch.setattr(benchmark.HFLM, "_model_generate", dies_at_the_second_batch)
+    monkeypatch.setattr(benchmark.ChatModel, "_model_generate", dies_at_the_second_batch)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_model)
     evaluate(tiny_model)

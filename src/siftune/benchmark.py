@@ -2,28 +2,37 @@
 
 import difflib
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
-from siftune import files, generation, models, provenance
+from siftune import files, generation, models, provenance, scored
 from siftune.chat import conversation
 from siftune.sections import Benchmark
 from siftune.stage import UserError
+from siftune.throughput import attention, greedy, head, layout, likelihood, limits, loss, planner
 
 TASKS = Path("eval/tasks")
 CACHE = Path("work/answers")
 # For the few metrics whose standard error has no formula; lm-eval's 100,000 take minutes.
 BOOTSTRAP_RESAMPLES = 1000
 
-Results = dict[str, Any]
+# Settings of generation that only count where tokens are drawn, and those that change no token.
+_OF_DRAWING = {"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"}
+_HARMLESS = _OF_DRAWING | {
+    "bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "use_cache",
+    "cache_implementation", "transformers_version", "_from_model_config",
+}  # fmt: skip
 
 
 def load_tasks(names: list[str]) -> TaskManager:
@@ -103,6 +112,7 @@ class ChatModel(HFLM):
                 add_bos_token=False if settings.chat_template else None,
             )
         self._system = system
+        self._stops = set(model.generation_config.eos_token_id)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -111,8 +121,70 @@ class ChatModel(HFLM):
         messages = conversation.with_system(chat_history, self._system)
         return str(super().apply_chat_template(messages, add_generation_prompt))
 
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """As lm-eval's, but what contexts share is computed once, logits only where one looks."""
+        rows = [(context, continuation) for _, context, continuation in requests]
+        longest = max(len(context) + len(continuation) - 1 for context, continuation in rows)
+        if longest > self.max_length or limits.obstacle(self.config, longest):
+            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
+            return scored
+        found = {}
+        budget = self.batch_size * longest
+        for row, *answer in tqdm(
+            likelihood.of_continuations(self.model, rows, budget=budget),
+            total=len(rows),
+            disable=disable_tqdm,
+            desc="Choices",
+        ):
+            found[row] = tuple(answer)
+            if (text := requests[row][0]) is not None:
+                self.cache_hook.add_partial("loglikelihood", text, found[row])
+        return [found[row] for row in range(len(rows))]
 
-def evaluate(model: ChatModel, weights: str, tasks: TaskManager, settings: Benchmark) -> Results:
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> Tensor:
+        """As lm-eval's, but what prompts share is computed once, and who is ready leaves."""
+        if not self.takes_likeliest(options) or limits.obstacle(self.config, max_length):
+            chosen: Tensor = super()._model_generate(context, max_length, stop, **options)
+            return chosen
+        tokens = zip(context, options["attention_mask"].bool(), strict=True)
+        found = greedy.answers(
+            self.model,
+            [ids[is_text].tolist() for ids, is_text in tokens],
+            max_new_tokens=max_length - context.shape[1],
+            is_over=self._stopped_by(stop),
+        )
+        answers = [torch.tensor(answer, device=context.device) for answer in found]
+        padded = pad_sequence(answers, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        return torch.cat([context, padded], dim=1)
+
+    def takes_likeliest(self, options: dict[str, Any]) -> bool:
+        """Whether the next token is the likeliest one, by the logits as they are."""
+        own = self.model.generation_config.to_diff_dict()
+        changed = {name for name, value in own.items() if value not in (None, False)}
+        draws = options.get("do_sample") or options.get("temperature")
+        asked = options.keys() - {"attention_mask"}
+        return not draws and asked <= _OF_DRAWING and changed <= _HARMLESS
+
+    def _stopped_by(self, texts: list[str]) -> Callable[[list[int]], bool]:
+        """Whether an answer's last token ends it, or completes one of the texts."""
+        lookback = 2 + max(len(self.tok_encode(text, add_special_tokens=False)) for text in texts)
+
+        def is_over(answer: list[int]) -> bool:
+            end = self.tokenizer.decode(answer[-lookback:])
+            return answer[-1] in self._stops or any(text in end for text in texts)
+
+        return is_over
+
+
+def evaluate(
+    model: ChatModel, weights: str, tasks: TaskManager, settings: Benchmark
+) -> scored.Results:
     """Answer and score all tasks.
 
     Every answer is kept at once, by model, way of computing and the request's text: an interrupted
@@ -130,7 +202,7 @@ def evaluate(model: ChatModel, weights: str, tasks: TaskManager, settings: Bench
             f"holds {model.max_length} tokens, prompt and answer together."
         )
     with _quiet("lm_eval.evaluator"), _quiet("lm_eval.api.task"):
-        results: Results = simple_evaluate(
+        results: scored.Results = simple_evaluate(
             model=model,
             tasks=settings.tasks,
             task_manager=tasks,
@@ -144,91 +216,13 @@ def evaluate(model: ChatModel, weights: str, tasks: TaskManager, settings: Bench
     return results
 
 
-def metrics(results: Results) -> dict[str, dict[str, float | int | None]]:
-    """value, stderr (None where lm-eval has none) and n of every metric of a task or group."""
-    found: dict[str, dict[str, float | int | None]] = {}
-    for task, entries in results["results"].items():
-        for key, value in entries.items():
-            metric, _, filter_name = key.partition(",")
-            if not filter_name or metric.endswith("_stderr"):
-                continue
-            error = entries.get(f"{metric}_stderr,{filter_name}")
-            found[f"{task}/{_name(metric, filter_name)}"] = {
-                "value": value,
-                "stderr": error if isinstance(error, float) else None,
-                "n": entries["sample_len"],
-            }
-    return found
-
-
-def directions(results: Results) -> dict[str, bool]:
-    """Whether a higher value is better, by the names of `metrics`."""
-    found: dict[str, bool] = {}
-    for task, entries in results["samples"].items():
-        higher = results["higher_is_better"][task]
-        for entry in entries:
-            for metric in entry["metrics"]:
-                # None: lm-eval does not know.
-                found[f"{task}/{_name(metric, entry['filter'])}"] = higher.get(metric) is not False
-    return found
-
-
-def items(results: Results) -> Iterator[dict[str, Any]]:
-    """One row an item: task, id, prompt, target, answer, and scores by metric and filter.
-
-    Only metrics that are the mean of their items' scores are among them: the items of a perplexity
-    or a corpus BLEU have no score of their own.
-    """
-    for task, entries in results["samples"].items():
-        scored = _mean_metrics(results["results"][task], entries)
-        rows: dict[int, dict[str, Any]] = {}
-        for entry in entries:
-            row = rows.setdefault(entry["doc_id"], {"task": task, **_item(entry), "scores": {}})
-            for metric in entry["metrics"]:
-                if (metric, entry["filter"]) in scored:
-                    row["scores"][_name(metric, entry["filter"])] = float(entry[metric])
-        named = {row["id"] for row in rows.values()}
-        for number, row in rows.items():
-            # Not every data set names its items, or names each differently.
-            yield row if len(named) == len(rows) else {**row, "id": str(number)}
-
-
-def _mean_metrics(values: dict[str, Any], entries: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    scores: dict[tuple[str, str], list[Any]] = {}
-    for entry in entries:
-        for metric in entry["metrics"]:
-            scores.setdefault((metric, entry["filter"]), []).append(entry[metric])
-    return {
-        (metric, filter_name)
-        for (metric, filter_name), found in scores.items()
-        if all(isinstance(score, int | float) for score in found)
-        and math.isclose(sum(found) / len(found), values[f"{metric},{filter_name}"], abs_tol=1e-9)
-    }
-
-
-def _item(entry: dict[str, Any]) -> dict[str, str]:
-    prompt, *_ = entry["arguments"][0]
-    target, answer = entry["target"], ""
-    first = entry["resps"][0][0]
-    if isinstance(first, str):
-        answer = first
-    elif isinstance(first, tuple):
-        # A choice: the likeliest continuation.
-        choices = [continuation for _, continuation in entry["arguments"]]
-        likelihoods = [responses[0][0] for responses in entry["resps"]]
-        answer = choices[likelihoods.index(max(likelihoods))]
-        target = choices[target] if isinstance(target, int) else target
-    name = entry["doc"].get("id", entry["doc_id"])
-    return {"id": str(name), "prompt": prompt, "target": str(target), "answer": answer}
-
-
-def _name(metric: str, filter_name: str) -> str:
-    return metric if filter_name == "none" else f"{metric}/{filter_name}"
-
-
 def _way_of_computing(weights: str, settings: Benchmark) -> str:
     """What decides an answer and is not in the text of its request."""
-    modules = [files.sha256(Path(str(m.__file__))) for m in (conversation, generation, models)]
+    own = (
+        conversation, generation, models, attention, greedy, head, layout, likelihood, limits, loss,
+        planner,
+    )  # fmt: skip
+    modules = [files.sha256(Path(str(module.__file__))) for module in own]
     return provenance.digest(
         {
             "weights": weights,

@@ -11,7 +11,7 @@ from siftune.rewards import poems
 from siftune.stage import UserError
 
 PREPARED = Path("data/prepared")
-# Examples before a question are drawn among so many; all of a large split need not be in memory.
+# Examples before a question are the first of these; all of a large split need not be in memory.
 NUM_TRAINING_ROWS = 10_000
 
 

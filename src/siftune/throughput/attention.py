@@ -6,6 +6,8 @@ of its own for an attention that it does not know. The layout reaches it as a ke
 model's forward.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,18 @@ NAME = "siftune_shared_prefix"
 def register() -> None:
     """Make `NAME` known to transformers, for `model.set_attn_implementation`."""
     AttentionInterface.register(NAME, shared_prefix_attention)
+
+
+@contextmanager
+def instead(model: Any, name: str) -> Iterator[None]:
+    """Within, the model attends by what is registered as `name`."""
+    register()
+    own = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 def shared_prefix_attention(

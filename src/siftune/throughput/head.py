@@ -51,6 +51,35 @@ def nll(hidden: Tensor, head: nn.Linear, layout: Layout, softcap: float | None) 
     return _ChunkedNll.apply(hidden, head.weight, *places, softcap)  # type: ignore[no-untyped-call]
 
 
+def log_probs(
+    hidden: Tensor, head: nn.Module, layout: Layout, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Of each trained token [T]: its log-probability in nats, and whether it is the likeliest.
+
+    Args:
+        hidden, softcap: as for `nll`.
+    """
+    found, are_top = [], []
+    for own, source_of, chunk in _chunks(hidden, layout.source_of):
+        targets = layout.targets[own]
+        logits = head(chunk)
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        found.append(torch.log_softmax(logits, dim=-1)[source_of, targets])
+        are_top.append(logits.argmax(dim=-1)[source_of] == targets)
+    return torch.cat(found), torch.cat(are_top)
+
+
+def _chunks(hidden: Tensor, source_of: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some positions at a time: which trained tokens they predict, from which of them, and they."""
+    starts = range(0, len(hidden), CHUNK)
+    bounds = torch.searchsorted(source_of, torch.tensor([*starts, len(hidden)]).to(source_of))
+    for i, start in enumerate(starts):
+        own = slice(int(bounds[i]), int(bounds[i + 1]))
+        yield own, source_of[own] - start, hidden[start : start + CHUNK]
+
+
 class _ChunkedNll(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -63,17 +92,13 @@ class _ChunkedNll(torch.autograd.Function):
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        starts = range(0, len(hidden), CHUNK)
-        bounds = torch.searchsorted(source_of, torch.tensor([*starts, len(hidden)]).to(source_of))
-        for i, start in enumerate(starts):
-            own = slice(int(bounds[i]), int(bounds[i + 1]))
-            chunk = hidden[start : start + CHUNK]
-            found, of_logits = _of_chunk(
-                chunk @ weight.T, source_of[own] - start, targets[own], softcap
-            )
+        done = 0
+        for own, sources, chunk in _chunks(hidden, source_of):
+            found, of_logits = _of_chunk(chunk @ weight.T, sources, targets[own], softcap)
             total += found
             if gradient is not None:
-                torch.mm(of_logits.to(weight), weight, out=gradient[start : start + CHUNK])
+                torch.mm(of_logits.to(weight), weight, out=gradient[done : done + len(chunk)])
+            done += len(chunk)
         ctx.gradient = gradient
         return total
 

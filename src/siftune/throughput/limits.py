@@ -27,11 +27,12 @@ def check(model: torch.nn.Module, longest: int, *, key: str) -> None:
     Raises:
         UserError: says what is in the way.
     """
-    if found := _obstacle(model.config, longest):
+    if found := obstacle(model.config, longest):
         raise UserError(f"{key}: no packs here, only a number of rows, such as 4: {found}")
 
 
-def _obstacle(config: Any, longest: int) -> str | None:
+def obstacle(config: Any, longest: int) -> str | None:
+    """What keeps rows of up to `longest` tokens from being computed in packs; None: nothing."""
     if config.model_type not in FAMILIES:
         return f"packs are for the families {', '.join(FAMILIES)}; this is {config.model_type}."
     if getattr(config, "use_bidirectional_attention", False):
