@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE := 1
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster faults faults-long check check-locks params lock llama cluster ui
+.PHONY: help bench demo test test-cluster faults faults-long check check-locks params lock llama cluster ui
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,11 @@ check: .venv/ready ## lint, types and the rules of the house
 	ruff check .
 	mypy
 	pytest tests/test_house.py
+
+bench: .venv/ready ## training steps against peers: tables in work/bench; TANG=FILE and GSM8K=FILE are poems and problems
+	$(if $(TANG),python bench/peers.py sft --data "$(TANG)")
+	$(if $(GSM8K),python bench/peers.py dpo --data "$(GSM8K)")
+	$(if $(GSM8K),python bench/peers.py grpo --data "$(GSM8K)")
 
 params: .venv/ready ## compose conf/ into params.yaml, e.g. make params SET="size=reduced sft.learning_rate=5e-4"
 	python -m siftune.presets $(SET)

@@ -1,0 +1,176 @@
+"""Steps of whole trainers on the same rows, each trainer in a process of its own, in turns.
+
+SmolLM2-135M with random weights, LoRA r=16 on seven projections, AdamW, fp32 on the CPU. `sft` has
+Tang poems (`--data`: Tang_training_data.json), 16 a step. `dpo` and `grpo` have problems (gsm8k's
+train.jsonl) whose prompts are made four times as long as an answer by solved problems before the
+question: 4 pairs a step, or 8 answers to one prompt, which stand for completions: generating them
+is left out.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from throughput import BATCH, SEED, batches, embedded_tokenizer, encode
+
+OURS = "siftune packs"
+NUM_PAIRS, GROUP = 4, 8  # a step: pairs of answers; answers to one prompt
+PROMPT_TO_ANSWER = 4
+NUM_LOOKED_AT = 500  # problems
+LONGEST_ANSWER = 64  # tokens; others are left out, so that steps take seconds
+
+Ids = list[int]
+
+
+def poems(file: Path, steps: int) -> list[dict[str, Any]]:
+    """Rows of sft."""
+    return [
+        {"input_ids": ids.tolist(), "labels": labels.tolist()}
+        for batch in batches(encode(file), steps)
+        for ids, labels in zip(*batch, strict=True)
+    ]
+
+
+class Problems:
+    """Problems with short answers, and prompts of a wanted length."""
+
+    def __init__(self, file: Path) -> None:
+        tokenizer = embedded_tokenizer()
+        self.ids: Callable[[str], Ids] = lambda text: (
+            tokenizer(text, add_special_tokens=False).input_ids
+        )
+        problems = [json.loads(line) for line in file.read_text().splitlines()[:NUM_LOOKED_AT]]
+        answers = [self.ids(problem["answer"] + "<|im_end|>") for problem in problems]
+        both = zip(problems, answers, strict=True)
+        self.fitting = [(one, ids) for one, ids in both if len(ids) <= LONGEST_ANSWER]
+        self.draw = np.random.default_rng(SEED)
+
+    def answers(self, number: int) -> list[Ids]:
+        """Of other problems."""
+        return [self.fitting[i][1] for i in self.draw.integers(len(self.fitting), size=number)]
+
+    def prompt(self, question: str, at_least: float) -> Ids:
+        asked = f"Question: {question}\nAnswer:"
+        while True:
+            ids = self.ids(f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n")
+            if len(ids) >= at_least:
+                return ids
+            solved, _ = self.fitting[self.draw.integers(len(self.fitting))]
+            asked = f"Question: {solved['question']}\nAnswer: {solved['answer']}\n\n{asked}"
+
+
+def pairs(file: Path, steps: int) -> list[dict[str, Any]]:
+    """Rows of dpo: each answer is preferred to that of another problem."""
+    problems, rows = Problems(file), []
+    for problem, chosen in problems.fitting[: NUM_PAIRS * steps]:
+        (rejected,) = problems.answers(1)
+        longest = max(len(chosen), len(rejected))
+        prompt = problems.prompt(problem["question"], PROMPT_TO_ANSWER * longest)
+        rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return rows
+
+
+def groups(file: Path, steps: int) -> list[dict[str, Any]]:
+    """Rows of grpo: a prompt and a group of answers to it."""
+    problems, rows = Problems(file), []
+    for problem, _ in problems.fitting[:steps]:
+        made = problems.answers(GROUP)
+        mean = sum(map(len, made)) / GROUP
+        prompt = problems.prompt(problem["question"], PROMPT_TO_ANSWER * mean)
+        rows.append({"prompt_ids": prompt, "completions": made})
+    return rows
+
+
+# How rows are made, and how many examples a step has.
+METHODS: dict[str, tuple[Callable[[Path, int], list[dict[str, Any]]], int]] = {
+    "sft": (poems, BATCH),
+    "dpo": (pairs, NUM_PAIRS),
+    "grpo": (groups, GROUP),
+}
+
+
+def main() -> None:
+    chosen = arguments()
+    rows_of, batch = METHODS[chosen.method]
+    steps = chosen.pairs + 1  # the first warms up
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        rows.write_text(json.dumps(rows_of(chosen.data, steps)))
+        script = Path(__file__).parent / "contenders" / f"{chosen.method}_steps.py"
+        given = [str(rows), str(batch), str(chosen.threads)]
+        processes = {
+            name: start([sys.executable, str(script), name, *given]) for name in chosen.contenders
+        }
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
+        for number in range(steps):
+            for name in list(processes)[:: 1 if number % 2 else -1]:
+                found[name].append(step(name, processes[name]))
+        for process in processes.values():
+            process.communicate()
+    chosen.to.mkdir(parents=True, exist_ok=True)
+    (chosen.to / f"{chosen.method}.md").write_text(table(found) + "\n")
+    print(table(found))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=2, help="steps that count")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--contenders", nargs="+", help="all, if not given")
+    parser.add_argument("--to", type=Path, default=Path("work/bench"))
+    chosen = parser.parse_args()
+    everyone = {
+        "sft": ["hf padded to 256", "trl padded", "trl padding-free", "siftune rows", OURS],
+        "dpo": ["trl padded", "siftune rows", OURS],
+        "grpo": ["trl padded", "siftune rows", OURS],
+    }
+    chosen.contenders = chosen.contenders or everyone[chosen.method]
+    return chosen
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def step(name: str, process: subprocess.Popen[str]) -> dict[str, float]:
+    """One step of a contender; the others wait."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith('{"seconds"'):
+            found: dict[str, float] = json.loads(line)
+            return found
+    raise SystemExit(f"{name} ended before its step")
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Medians of each, and ratios to ours of the same step; the first step only warms up."""
+    lines = [
+        "| contender | s a step | CPU s | peak MB | CPU s to ours: median (min, max) | last loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (_, *runs) in found.items():
+        clock, cpu = (statistics.median(run[what] for run in runs) for what in ("seconds", "cpu"))
+        pairs = zip(runs, found[OURS][1:], strict=True)
+        ratios = [one["cpu"] / ours["cpu"] for one, ours in pairs]
+        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        lines.append(
+            f"| {name} | {clock:.1f} | {cpu:.1f} | {runs[-1]['peak_mb']:.0f} "
+            f"| {middle:.2f} ({low:.2f}, {high:.2f}) | {runs[-1]['loss']:.5f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
