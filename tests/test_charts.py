@@ -38,6 +38,29 @@ def test_labels_tell_neighbours_apart(high: float, labels: list[str]) -> None:
     assert [scale.label(tick) for tick in scale.ticks] == labels
 
 
+def test_small_steps_far_from_zero_are_told_apart() -> None:
+    scale = charts.round_scale((0.69312, 0.6932))
+    labels = [scale.label(tick) for tick in scale.ticks]
+    assert labels == ["0.69312", "0.69314", "0.69316", "0.69318", "0.6932"]
+
+
+def test_a_short_training_has_no_half_steps() -> None:
+    assert charts.steps_scale(2, num_steps=6).ticks == (0, 1, 2)
+    assert charts.steps_scale(40, num_steps=4).ticks == (0, 10, 20, 30, 40)
+
+
+def test_each_phase_has_its_own_histogram() -> None:
+    counts = {"sft train": {64: 3}, "sft validation": {64: 1}, "dpo train": {8: 2}, "dpo test": {}}
+    found = charts.histograms(counts, bin_width=8)
+    assert {phase: one.names for phase, one in found.items()} == {
+        "sft": ["train", "validation"],
+        "dpo": ["train", "test"],
+    }
+    assert [bar.name for bar in found["sft"].bars] == ["train", "validation"]
+    assert list(charts.histograms({"train": {64: 3}}, bin_width=8)) == [""]
+    assert charts.histograms({"train": {}}, bin_width=8) == {}
+
+
 def test_lines_are_drawn_upwards() -> None:
     line = [(0.0, 1.0), (5.0, 0.0), (10.0, 2.0)]
     scales = {"x": charts.tight_scale(0, 10), "y": charts.round_scale((0, 2))}

@@ -233,3 +233,27 @@ def test_shows_what_rewards_paid_for(finished_run: Path) -> None:
     assert "So &amp; so" in page
     # The loss of GRPO says nothing, and is not drawn.
     assert page.count("Loss over steps") == 1
+
+
+PREFERENCES = """step,train_loss,validation_loss,reward_margin,validation_reward_margin
+1,0.69,,0.0,
+2,0.68,0.67,0.1,0.2
+"""
+
+
+def test_the_margin_of_preferences_is_drawn_with_the_training(finished_run: Path) -> None:
+    assert "Reward margin" not in render()
+    Path("plots/dpo.csv").write_text(PREFERENCES)
+    section = render().partition("<h2>Training: dpo</h2>")[2].partition("</section>")[0]
+    assert "Reward margin, chosen less rejected" in section
+    assert "train mean from 0 to 0.1; validation mean from 0.2 to 0.2" in section
+    assert "Share of pairs" not in section  # of which there are no numbers
+
+
+def test_lengths_are_drawn_phase_by_phase(finished_run: Path) -> None:
+    rows = ["split,tokens,rows", "sft train,64,5", "sft validation,64,1", "dpo train,72,3"]
+    Path("plots/token_lengths.csv").write_text("\n".join(rows))
+    page = render()
+    assert "Rows of sft by length in tokens" in page
+    assert "Rows of dpo by length in tokens" in page
+    assert page.count('<rect class="bar train" width="14"') == 2  # in the keys

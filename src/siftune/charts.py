@@ -25,7 +25,8 @@ class Scale:
     def label(self, tick: float) -> str:
         """A tick in words, with the digits that tell it from its neighbours."""
         if self.step < 1e-3:
-            return f"{tick:.3g}"
+            leading = math.floor(math.log10(abs(tick))) if tick else 0
+            return f"{tick:.{max(1, leading - math.floor(math.log10(self.step)) + 1)}g}"
         return f"{tick:,.{max(0, -math.floor(math.log10(self.step) + 1e-9))}f}"
 
 
@@ -47,6 +48,11 @@ def tight_scale(low: float, high: float, *, num_steps: int = 4) -> Scale:
     if low == high:
         return whole
     return Scale(low, high, whole.step, tuple(t for t in whole.ticks if low <= t <= high))
+
+
+def steps_scale(last: int, *, num_steps: int) -> Scale:
+    """From step 0 to the last step of a training, with ticks at whole steps."""
+    return tight_scale(0, last, num_steps=min(num_steps, last))
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,19 @@ def histogram(counts: dict[str, dict[int, int]], *, bin_width: int) -> Histogram
                 )
             )
     return Histogram(list(counts), bars, x, y)
+
+
+def histograms(counts: dict[str, dict[int, int]], *, bin_width: int) -> dict[str, Histogram]:
+    """By the first word of a name such as `sft train`; where names have one word, by ""."""
+    groups: dict[str, dict[str, dict[int, int]]] = {}
+    for name, bins in counts.items():
+        group, _, part = name.rpartition(" ")
+        groups.setdefault(group, {})[part] = bins
+    return {
+        group: histogram(parts, bin_width=bin_width)
+        for group, parts in groups.items()
+        if any(parts.values())
+    }
 
 
 def _widen(bins: dict[int, int], bin_width: int) -> dict[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from siftune import charts, decoding, files, provenance, rendering, results
+from siftune import charts, decoding, files, provenance, rendering, results, watched
 from siftune.rewards import shown
 from siftune.sections import PHASES, Decoding
 
@@ -37,7 +37,9 @@ def render(params: dict[str, Any]) -> str:
         decodings=decodings(params["samples"]),
         token_lengths=read_token_lengths(),
         curves={phase: read_curves(PLOTS / f"{phase}.csv") for phase in PHASES},
-        rewards=shown.curves(read_csv(PLOTS / "grpo.csv")),
+        watched={
+            phase: watched.curves(phase, read_csv(PLOTS / f"{phase}.csv")) for phase in PHASES
+        },
         evaluations=shown.evaluations(),
         costs=results.costs(metrics),
         origins=results.origins(),
@@ -124,17 +126,17 @@ def _mark(answer: str, scored: tuple[str, float] | None) -> bool | None:
     return scored[1] == 1.0
 
 
-def read_token_lengths() -> charts.Histogram | None:
-    """The histogram of conversations by length in tokens, split by split."""
+def read_token_lengths() -> dict[str, charts.Histogram]:
+    """By phase (one alone has no name) the histogram of rows by length in tokens, by split."""
     if not TOKEN_LENGTHS.exists():
-        return None
+        return {}
     counts: dict[str, dict[int, int]] = {}
     for row in read_csv(TOKEN_LENGTHS):
         counts.setdefault(row["split"], {})[int(row["tokens"])] = int(row["rows"])
     edges = sorted({edge for bins in counts.values() for edge in bins})
     # Empty bins are not in the file: the narrowest gap between two edges is one bin.
     width = min((b - a for a, b in pairwise(edges)), default=1)
-    return charts.histogram(counts, bin_width=width)
+    return charts.histograms(counts, bin_width=width)
 
 
 def read_curves(path: Path) -> dict[str, charts.LineChart]:
@@ -146,7 +148,7 @@ def read_curves(path: Path) -> dict[str, charts.LineChart]:
     }
     drawn = {name: points for name, points in lines.items() if points}
     rate = drawn.pop("learning_rate", None)
-    steps = charts.tight_scale(0, max([1, *(int(row["step"]) for row in rows)]), num_steps=6)
+    steps = charts.steps_scale(max([1, *(int(row["step"]) for row in rows)]), num_steps=6)
     curves = {}
     if drawn:
         losses = charts.round_scale(loss for points in drawn.values() for _, loss in points)

@@ -168,16 +168,16 @@ def runs(pieces: list[Piece]) -> list[tuple[bool, list[Piece]]]:
     return [(trained, list(run)) for trained, run in groupby(pieces, key=lambda one: one.trained)]
 
 
-def read_lengths(encoded: dict[str, Any]) -> dict[str, charts.Histogram]:
-    """Histograms of rows by tokens, split by split, of prompts, answers and both."""
-    drawn = {}
-    for kind in LENGTHS:
+def read_lengths(encoded: dict[str, Any]) -> dict[str, dict[str, charts.Histogram]]:
+    """Histograms of rows by tokens, split by split: by phase, of prompts, answers and both."""
+    drawn: dict[str, dict[str, charts.Histogram]] = {}
+    for kind in LENGTHS if encoded else ():
         counts = {
             split: {int(edge): number for edge, number in kinds.get(kind, {}).items()}
-            for split, kinds in encoded.get("histograms", {}).items()
+            for split, kinds in encoded["histograms"].items()
         }
-        if any(counts.values()):
-            drawn[kind] = charts.histogram(counts, bin_width=encoded["bin"])
+        for phase, chart in charts.histograms(counts, bin_width=encoded["bin"]).items():
+            drawn.setdefault(phase, {})[kind] = chart
     return drawn
 
 
