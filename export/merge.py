@@ -48,7 +48,10 @@ def refuse_far(measured: dict[str, float], limits: Merge) -> None:
             "The merged model does not answer like base + adapter: "
             f"mean KL {measured['mean_kl']:.2e} "
             f"(merge.max_kl {limits.max_kl}), top-1 agreement {measured['top1_agreement']:.4f} "
-            f"(merge.min_top1_agreement {limits.min_top1_agreement}). Nothing was published."
+            f"(merge.min_top1_agreement {limits.min_top1_agreement}). Nothing was published. Where "
+            "the KL is far below its limit, rounding to the base's dtype decides between tokens "
+            "that are nearly equally likely, as in verse: lower merge.min_top1_agreement. "
+            "Otherwise the adapter is not of this base, or a weight is broken: train again."
         )
 
 

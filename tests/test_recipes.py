@@ -27,7 +27,7 @@ RECIPES = {
         "sft.lora.rank": 8, "sft.lora.alpha": 16, "sft.lora.dropout": 0.05, "sft.micro_batch": 4,
         "sft.global_batch": 16, "encode.max_length": 256, "data.num_examples": 1040,
         "sft.save_every": "65 steps", "encode.template": "llama-2",
-        "benchmark.tasks": ["poem_form"],
+        "benchmark.tasks": ["poem_form"], "merge.min_top1_agreement": 0.9,
     },
     "subject-knowledge-sft": {
         "model.name": "llama-3-8b", "sft.lora.rank": 64, "sft.lora.alpha": 128,
