@@ -1,0 +1,207 @@
+"""How the time of a training step grows with what rows share, and with their number.
+
+A Llama of SmolLM2-135M's widths with fewer layers, random weights and tokens, LoRA r=16 on seven
+projections, fp32 on the CPU; forward and backward by padded rows and by packs, in turns. Beside
+them is what counting the multiplications predicts, at the rate of the machine's matrix products.
+Writes a table and a plot into a folder (`--to`).
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from throughput import PROJECTIONS, SEED, Rows, packed, padded
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from siftune.throughput import attention, layout, lora, planner
+
+LENGTH, ANSWER = 512, 25  # tokens of a row, of which the last are trained
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of a row, that all rows of a batch begin with
+NUM_ROWS = (1, 2, 4, 8)
+USUAL_SHARE, USUAL_ROWS = 0.75, 4
+NUM_TRIES = 2  # of each step; the fastest counts
+CONFIG = LlamaConfig(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=2,
+    num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+)  # fmt: skip
+LINE, WIDTH, HEIGHT, LEFT, TOP = (
+    {"rows": "#b3402f", "packs": "#1f5fa8", "counted": "#777"},
+    330,
+    230,
+    55,
+    40,
+)
+
+
+class Point(NamedTuple):
+    at: float
+    rows: float  # CPU seconds
+    packs: float
+    counted: float  # seconds
+
+
+def main() -> None:
+    chosen = arguments()
+    torch.set_num_threads(chosen.threads)
+    ways = {"rows": contender("rows"), "packs": contender("packs")}
+    rate = matrix_rate()
+    plots = {
+        f"share of a row that all {USUAL_ROWS} begin with": [
+            measure(share, batch(USUAL_ROWS, share), ways, rate) for share in SHARES
+        ],
+        f"rows a step, {USUAL_SHARE:.0%} in common": [
+            measure(number, batch(number, USUAL_SHARE), ways, rate) for number in NUM_ROWS
+        ],
+    }
+    chosen.to.mkdir(parents=True, exist_ok=True)
+    (chosen.to / "growth.md").write_text(table(plots))
+    (chosen.to / "growth.svg").write_text(svg(plots))
+    print(table(plots))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--to", type=Path, default=Path("work/bench"))
+    return parser.parse_args()
+
+
+def batch(num_rows: int, share: float) -> Rows:
+    draw = np.random.default_rng(SEED)
+    common = draw.integers(0, CONFIG.vocab_size, int(share * LENGTH))
+    own = draw.integers(0, CONFIG.vocab_size, (num_rows, LENGTH - len(common)))
+    ids = [np.concatenate([common, row]) for row in own]
+    is_trained = np.arange(LENGTH) >= LENGTH - ANSWER
+    return ids, [np.where(is_trained, row, -100) for row in ids]
+
+
+def contender(name: str) -> Callable[[Rows], float]:
+    """A function: CPU seconds of one step on a batch."""
+    torch.manual_seed(SEED)
+    config = LoraConfig(r=16, lora_alpha=16, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    if name == "packs":
+        lora.use_in(config)
+    model: Any = get_peft_model(LlamaForCausalLM(copy.deepcopy(CONFIG)), config).train()
+    if name == "packs":
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+    way = packed if name == "packs" else padded
+
+    def step(given: Rows) -> float:
+        began = time.process_time()
+        way(model, given).backward()
+        return time.process_time() - began
+
+    return step
+
+
+def measure(at: float, given: Rows, ways: dict[str, Callable[[Rows], float]], rate: float) -> Point:
+    """The fastest of some steps each, in turns."""
+    tries = [{name: step(given) for name, step in ways.items()} for _ in range(NUM_TRIES)]
+    rows, packs = (min(one[name] for one in tries) for name in ("rows", "packs"))
+    return Point(at, rows, packs, counted(given) / rate)
+
+
+def counted(given: Rows) -> float:
+    """Multiplications and additions of a step in packs that cannot be spared.
+
+    Frozen matrices: once forward, once backward for their input. LoRA: both factors forward, and
+    backward for weights and input. Attention: two products forward and four backward, for each
+    token and those that it sees.
+    """
+    (pack,) = planner.plan(given[0], 1 << 20)
+    made = layout.lay_out(pack, *given)
+    size, wide = CONFIG.hidden_size, CONFIG.intermediate_size
+    keys = size * CONFIG.num_key_value_heads // CONFIG.num_attention_heads
+    shapes = [(size, size)] * 2 + [(size, keys)] * 2 + [(size, wide)] * 2 + [(wide, size)]
+    frozen = sum(rows * columns for rows, columns in shapes)
+    factors = sum(16 * (rows + columns) for rows, columns in shapes)
+    seen = int((made.position_ids + 1).sum())
+    layer = pack.num_tokens * (4 * frozen + 6 * factors) + 12 * seen * size
+    head = 4 * len(made.sources) * size * CONFIG.vocab_size
+    return float(CONFIG.num_hidden_layers * layer + head)
+
+
+def matrix_rate() -> float:
+    """FLOPs a CPU second of a product as the layers have them."""
+    x, weight = (
+        torch.randn(1024, CONFIG.hidden_size),
+        torch.randn(CONFIG.intermediate_size, CONFIG.hidden_size),
+    )
+    flops, best = 2.0 * x.numel() * len(weight), 0.0
+    for _ in range(20):
+        began = time.process_time()
+        x @ weight.T
+        best = max(best, flops / (time.process_time() - began))
+    return best
+
+
+def table(plots: dict[str, list[Point]]) -> str:
+    lines = []
+    for title, points in plots.items():
+        lines += [
+            f"| {title} | rows, CPU s | packs, CPU s | ratio | counted, s |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {one.at:g} | {one.rows:.2f} | {one.packs:.2f} | {one.rows / one.packs:.2f} "
+            f"| {one.counted:.2f} |"
+            for one in points
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def svg(plots: dict[str, list[Point]]) -> str:
+    parts = [
+        panel(title, points, i * (WIDTH + LEFT)) for i, (title, points) in enumerate(plots.items())
+    ]
+    wide, high = len(plots) * (WIDTH + LEFT) + 20, HEIGHT + TOP + 60
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" '
+        f'font-family="sans-serif" font-size="12"><rect width="{wide}" height="{high}" '
+        f'fill="white"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def panel(title: str, points: list[Point], left: int) -> str:
+    """CPU seconds a step over one quantity, from zero."""
+    most = max(max(one[1:]) for one in points) * 1.05
+    last = points[-1].at
+
+    def place(at: float, seconds: float) -> tuple[float, float]:
+        return left + LEFT + (WIDTH - 20) * at / last, TOP + HEIGHT * (1 - seconds / most)
+
+    drawn = [f'<text x="{left + LEFT}" y="{TOP - 22}">CPU seconds a step</text>']
+    for number, (name, colour) in enumerate(LINE.items()):
+        places = [place(one.at, getattr(one, name)) for one in points]
+        dash = ' stroke-dasharray="5 4"' if name == "counted" else ""
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        drawn.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
+        )
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
+        drawn.append(
+            f'<text x="{left + LEFT + 70 * number}" y="{TOP - 6}" fill="{colour}">{name}</text>'
+        )
+    for one in points:
+        x, y = place(one.at, 0)
+        drawn.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{one.at:g}</text>')
+    for seconds in np.linspace(0, most, 5):
+        x, y = place(0, seconds)
+        drawn.append(
+            f'<text x="{left + LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{seconds:.1f}</text>'
+        )
+        drawn.append(f'<path d="M{left + LEFT} {y:.1f}h{WIDTH - 20}" stroke="#ddd"/>')
+    drawn.append(f'<text x="{left + LEFT}" y="{TOP + HEIGHT + 38}">{title}</text>')
+    return "".join(drawn)
+
+
+if __name__ == "__main__":
+    main()
