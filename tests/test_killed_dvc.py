@@ -24,6 +24,15 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("dvc", "init", "--no-scm", "--quiet")
 
 
+@pytest.fixture
+def left_behind() -> Path:
+    """As if DVC was killed while it copied an output."""
+    path = Path("folder/.SVl4HyjRfEm_Q4uxaEB1SQ.tmp")
+    path.parent.mkdir()
+    path.touch()
+    return path
+
+
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True)
@@ -71,11 +80,44 @@ def test_its_process_id_is_another_ones_now():
         other.kill()
 
 
-def test_a_dvc_that_works_here_is_respected():
+def test_a_dvc_that_works_here_is_respected(left_behind):
     command = [sys.executable, "-c", "import time; time.sleep(60)", "dvc"]
     with subprocess.Popen(command) as other:
         note_writer(other.pid)
         assert "is being blocked by" in run("siftune", "repro").stderr
+        assert left_behind.exists()
+        other.kill()
+
+
+def test_killed_while_it_copied_an_output(left_behind):
+    others = [".hidden/.SVl4HyjRfEm_Q4uxaEB1SQ.tmp", "folder/.after.1234.tmp", "folder/mine.tmp"]
+    for path in map(Path, others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert run("siftune", "repro").returncode == 0
+    assert not left_behind.exists()
+    assert all(Path(path).exists() for path in others)
+
+
+def test_dvc_still_names_what_it_copies_so(monkeypatch):
+    from dvc_objects.fs import utils
+
+    from siftune import killed_dvc
+
+    for prefix in ("", "after"):
+        assert killed_dvc._ASIDE.fullmatch(utils.tmp_fname(prefix))
+
+
+def test_what_another_dvc_copies_now_stays(left_behind):
+    # While it checks out or commits it holds this lock, and while a stage runs it is noted.
+    hold = (
+        "import zc.lockfile, time; held = zc.lockfile.LockFile('.dvc/tmp/lock'); print(flush=True)"
+    )
+    command = [sys.executable, "-c", f"{hold}; time.sleep(60)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        assert "Unable to acquire lock" in run("siftune", "repro").stderr
+        assert left_behind.exists()
         other.kill()
 
 
