@@ -34,6 +34,30 @@ def test_what_contradicts_itself_is_refused_on_any_machine(lora, load, told):
         requirements.require_consistent(section)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"keep": "best"}, r"sft\.keep: best needs whole weights"),
+        ({"load": replace(small.LOAD, quantise="nf4")}, r"sft\.load\.quantise: nf4 needs whole"),
+        ({"load": replace(small.LOAD, engine="unsloth")}, r"sft\.load\.engine: unsloth needs"),
+        ({"lora": small.lora(init="pissa")}, r"sft\.lora\.init: pissa needs whole weights"),
+        ({"trainer": {"optim": "adafactor"}}, r"sft\.trainer\.optim: adafactor needs whole"),
+        ({"micro_batch": "99 tokens"}, r"sft\.trainer\.fsdp: True does not go with packs"),
+    ],
+)
+def test_what_needs_whole_weights_does_not_go_with_shards(changed, told):
+    section = small.sft(**changed)
+    requirements.require_consistent(section)
+    section = replace(section, trainer={**section.trainer, "fsdp": True})
+    with pytest.raises(UserError, match=told):
+        requirements.require_consistent(section)
+
+
+def test_preferences_have_no_shards():
+    with pytest.raises(UserError, match=r"dpo\.trainer\.fsdp: is for pretrain and sft"):
+        requirements.require_consistent(small.dpo(trainer={"fsdp": True}))
+
+
 def test_what_goes_together_is_not():
     nf4 = replace(small.LOAD, quantise="nf4", double_quantise=True)
     for lora, load in (

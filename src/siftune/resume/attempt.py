@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from siftune import files
-from siftune.resume import agreement, stopping
+from siftune.resume import agreement, checkpoints, stopping
 from siftune.resume.checkpoints import Checkpoint, Store
 from siftune.resume.fingerprint import MADE_OF, WORK, Fingerprint, differences
 from siftune.stage import RunAgain, StartAgain, UserError
@@ -145,6 +145,11 @@ def _without_progress(rows: list[dict[str, Any]], step: int) -> list[dict[str, A
 
 def _refuse_another_world(found: Checkpoint) -> None:
     there, here = found.manifest["world_size"], int(os.environ.get("WORLD_SIZE", "1"))
+    if there != here and checkpoints.is_in_shards(found.manifest["files"]):
+        raise UserError(
+            f"{found.folder} holds the parts of {there} processes (trainer.fsdp), and here are "
+            f"{here}: start with {there}."
+        )
     if there != here and os.environ.get(ANY_WORLD_SIZE) != "1":
         raise UserError(
             f"{found.folder} was written by {there} processes, and here are {here}: the batches "

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from siftune import files
 from siftune.stage import UserError
 
 MANIFEST, PUBLISHED = "manifest.json", "published"
+SHARD = "shard-"  # how the names of files begin that are one process's own (`sharded`)
 KEPT = 2
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -192,6 +193,11 @@ def verify(folder: Path) -> Checkpoint:
     if extra := sorted(set(found) - set(manifest["files"])):
         raise ValueError(f"{extra[0]} does not belong to it")
     return Checkpoint(folder, manifest)
+
+
+def is_in_shards(described: Iterable[str]) -> bool:
+    """Whether these files, of a manifest, are parts of weights that several processes hold."""
+    return any(name.startswith(SHARD) for name in described)
 
 
 def _name(step: int) -> str:

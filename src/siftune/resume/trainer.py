@@ -16,7 +16,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from siftune import batches
-from siftune.resume import agreement, randomness
+from siftune.resume import agreement, randomness, sharded
 from siftune.resume.attempt import Attempt
 from siftune.resume.best import Best
 from siftune.resume.checkpoints import Checkpoint
@@ -39,6 +39,7 @@ class Resumable(Trainer):
     """
 
     evaluates_first = False  # before the first step, too
+    gathered: dict[str, torch.Tensor] | None = None  # in the end, where weights are in shards
 
     def __init__(self, *args: Any, phase: str, attempt: Attempt, best: Best, **kwargs: Any) -> None:
         self.phase = phase
@@ -85,6 +86,7 @@ class Resumable(Trainer):
         except torch.OutOfMemoryError:
             self._use_a_smaller_micro_batch()
         self.best.put_back(self.model)
+        self.gathered = sharded.whole(self.model) if self.is_fsdp_enabled else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro batch; here it may stop, and here its randomness begins."""
@@ -147,9 +149,7 @@ class Resumable(Trainer):
         """Publish a checkpoint of the last whole step; all processes write their part of it."""
         started, step, store = time.monotonic(), self.state.global_step, self._attempt.checkpoints
         aside = agreement.told_by_first(lambda: store.aside(step))
-        self.save_model(str(aside), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(aside))
-        self._save_scaler(str(aside))
+        self._save_state(aside)
         agreement.wait_for_all()
         facts = {
             "max_steps": self.state.max_steps,
@@ -169,8 +169,20 @@ class Resumable(Trainer):
         agreement.told_by_first(publish)
         self._attempt.saved(step, seconds=time.monotonic() - started)
 
+    def _save_state(self, aside: Path) -> None:
+        if self.is_fsdp_enabled:
+            sharded.save(self.model, self.optimizer, aside, rank=self.args.process_index)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), aside / SCHEDULER_NAME)
+        else:
+            self.save_model(str(aside), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(aside))
+        self._save_scaler(str(aside))
+
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or not isinstance(self.model, PeftModel):
+        if self.is_fsdp_enabled:
+            return  # with the optimiser, which is made later
+        if not isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(folder, model)
             return
         # By name: beside a reference in a folder of its own (TRL's "ref"), Hugging Face would
@@ -181,10 +193,15 @@ class Resumable(Trainer):
             set_peft_model_state_dict(self.model, weights, adapter_name=name)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
-        for part, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
+        parts = [(self.lr_scheduler, SCHEDULER_NAME)]
+        if self.is_fsdp_enabled:
+            rank = self.args.process_index
+            sharded.load(self.model, self.optimizer, Path(checkpoint), rank=rank)
+        else:
+            parts.append((self.optimizer, OPTIMIZER_NAME))
+        for part, name in parts:
             # Mapped, so that all processes of a node share the pages; Hugging Face's own way
             # cannot read into several processes without GPUs.
             path = Path(checkpoint, name)

@@ -65,6 +65,11 @@ class Weights:
             UserError: they are not what was saved.
         """
         described = self.manifest["files"] if self.manifest else {}
+        if checkpoints.is_in_shards(described):
+            raise UserError(
+                f"{self.name} holds the parts of several processes (trainer.fsdp), for going on. "
+                "What is published at the end of the training can be asked."
+            )
         for name in [name for name in described if name.startswith(_READ)]:
             if files.sha256(self.path / name) != described[name]["sha256"]:
                 raise UserError(

@@ -17,11 +17,9 @@ from siftune import batches, files
 from siftune.sections import Lora, Training
 from siftune.stage import UserError
 from siftune.throughput import lora as fast_lora
-from siftune.training import engine
+from siftune.training import engine, requirements
 
 ALL_LINEAR = "all-linear"
-# First weights that change nothing: the others take from the base what they begin with.
-STAYS = ("default", "gaussian", "orthogonal")
 _FACTOR = re.compile(r"\.lora_([AB])\.")
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -111,7 +109,7 @@ def first_factors(model: PeftModel, lora: Lora) -> dict[str, Tensor]:
     PiSSA (Meng et al. 2024) and OLoRA (Büyükakyüz 2024) subtract their first product from the base;
     that of LoftQ (Li et al. 2023) stands for what quantisation has lost of it.
     """
-    if lora.init in STAYS:
+    if lora.init in requirements.STAYS:
         return {}
     return {
         name: weight.detach().cpu().clone()
@@ -121,26 +119,37 @@ def first_factors(model: PeftModel, lora: Lora) -> dict[str, Tensor]:
 
 
 def save(
-    model: PreTrainedModel | PeftModel, folder: Path, *, base: str, first: dict[str, Tensor]
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    *,
+    base: str,
+    first: dict[str, Tensor],
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write an adapter on the base as it was fetched; without an adapter, all weights.
 
     Args:
         base: its source, in place of this machine's path.
+        weights: gathered from shards (`resume.sharded`); None: the model has them.
         first: `first_factors`. What was learned is what the product is more than theirs, and is
             written as an adapter of twice the rank: `B A - B₀ A₀ = [B -B₀] [A A₀]ᵀ`.
     """
     if not isinstance(model, PeftModel):
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=weights)
         return
     # Rows of new tokens are in the adapter; the base's own are not copied into it. Nor is the
     # adapter that TRL compares with.
-    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    model.save_pretrained(
+        str(folder),
+        selected_adapters=["default"],
+        save_embedding_layers=False,
+        state_dict=weights,
+    )
     settings = files.read_json(folder / SETTINGS) | {"base_model_name_or_path": base}
     if first:
-        weights = load_file(folder / WEIGHTS)
+        trained = load_file(folder / WEIGHTS)
         save_file(
-            {name: _learned(name, weight, first) for name, weight in weights.items()},
+            {name: _learned(name, weight, first) for name, weight in trained.items()},
             folder / WEIGHTS,
             metadata={"format": "pt"},
         )

@@ -1,5 +1,6 @@
 """A section of params.yaml → a TRL trainer's own configuration."""
 
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -58,6 +59,7 @@ def of_section(
         # They are constants; and sent before a step's first pack, they would make a process that
         # has two packs wait for one whose first is its last.
         "ddp_broadcast_buffers": False,
+        "fsdp_config": None,
         **ours,
     }
     valid = {field.name for field in fields(kind)}
@@ -69,7 +71,10 @@ def of_section(
                 f"params.yaml: {name}.trainer.{key}: trl.{kind.__name__} has no such option. "
                 f"Valid: {', '.join(sorted(valid - set(ours)))}"
             )
+    theirs = dict(section.trainer)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        theirs.pop("fsdp", None)  # one process has all there is
     try:
-        return kind(**ours, **section.trainer)
+        return kind(**ours, **theirs)
     except (TypeError, ValueError) as error:
         raise UserError(f"params.yaml: {name}.trainer: {error}") from None

@@ -17,6 +17,10 @@ OF_ROWS = (
 )  # fmt: skip
 # Of GRPO, what looks at the completions of a micro batch together.
 OF_COMPLETIONS = ("top_entropy_quantile", "entropy_coef", "use_adaptive_entropy")
+# First weights of an adapter that change nothing: the others take something from the base.
+STAYS = ("default", "gaussian", "orthogonal")
+# Optimisers whose state has the shape of the weights, and so is spread like them.
+IN_SHARDS = ("adamw_torch", "adamw_torch_fused")
 FOUR_BIT = ("nf4", "fp4")
 # FlashAttention-2 has kernels from Ampere on.
 FLASH_FROM = (8, 0)
@@ -29,6 +33,7 @@ def require_consistent(section: Training) -> None:
         UserError: with the key, and what is valid.
     """
     found = [*_contradictions(section.lora, section.load), *_against_packs(section)]
+    found += _against_shards(section)
     if isinstance(section, Dpo):
         found += _of_preferences(section)
     if isinstance(section, Grpo):
@@ -136,6 +141,29 @@ def _against_packs(section: Training) -> list[tuple[str, str]]:
         "out, or write a number of rows there.")
         for key, value in found
     ]  # fmt: skip
+
+
+def _against_shards(section: Training) -> list[tuple[str, str]]:
+    """What needs whole weights, where each process is to hold a part of them."""
+    if not section.trainer.get("fsdp"):
+        return []
+    optimiser = section.trainer.get("optim", IN_SHARDS[0])
+    found: list[tuple[str, object]] = []
+    found += [("trainer.optim", optimiser)] if optimiser not in IN_SHARDS else []
+    found += [("keep", section.keep)] if section.keep == "best" else []
+    found += [("load.quantise", section.load.quantise)] if section.load.quantise else []
+    found += [("load.engine", "unsloth")] if section.load.engine == "unsloth" else []
+    if section.lora and section.lora.init not in STAYS:
+        found.append(("lora.init", section.lora.init))
+    told = [
+        (key, f"{value} needs whole weights, and trainer.fsdp spreads them over the processes. "
+         f"Valid with it: keep last, quantise null, engine hf, init default, optim "
+         f"{' or '.join(IN_SHARDS)}; or leave fsdp out.")
+        for key, value in found
+    ]  # fmt: skip
+    if isinstance(section, Dpo | Grpo):
+        told.append(("trainer.fsdp", "is for pretrain and sft: leave it out here."))
+    return told
 
 
 def _of_preferences(dpo: Dpo) -> list[tuple[str, str]]:

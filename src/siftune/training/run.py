@@ -55,6 +55,8 @@ class Ground:
         train = tokens.path("train", self.rows)
         run.dataset(train, name="tokens", digest=files.sha256(train), context="train")
         chosen = loading.facts(trainer.model, self.section.load)
+        if trainer.is_fsdp_enabled:
+            chosen["shards"] = trainer.args.world_size
         if agreement.is_first():
             print("Loaded:", ", ".join(f"{name} {value}" for name, value in chosen.items()))
         checkpoint = self.attempt.begin()
@@ -67,7 +69,13 @@ class Ground:
         self.curve.write(left_out.curve(phase))
         with files.published_folder(left_out.published(phase)) as folder:
             source = files.read_json(models.MANIFEST)["source"]
-            adapters.save(trainer.model, folder, base=source, first=trainer.first_factors)
+            adapters.save(
+                trainer.model,
+                folder,
+                base=source,
+                first=trainer.first_factors,
+                weights=trainer.gathered,
+            )
         run.artifact(left_out.curve(phase))
         run.artifact(left_out.published(phase))
         run.report(**summarise(trainer, self.curve), loaded=chosen)
