@@ -1,4 +1,4 @@
-"""How the time of a training step grows with what rows share, and with their number.
+"""How the time of a training step grows: with what rows share, their number, their length.
 
 A Llama of SmolLM2-135M's widths with fewer layers, random weights and tokens, LoRA r=16 on seven
 projections, fp32 on the CPU; forward and backward by padded rows and by packs, in turns. Beside
@@ -15,28 +15,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import pyplot
 from peft import LoraConfig, get_peft_model
 from throughput import PROJECTIONS, SEED, Rows, packed, padded
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from siftune.throughput import attention, layout, lora, planner
 
-LENGTH, ANSWER = 512, 25  # tokens of a row, of which the last are trained
+ANSWER = 25  # the last tokens of a row, which are trained
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of a row, that all rows of a batch begin with
 NUM_ROWS = (1, 2, 4, 8)
-USUAL_SHARE, USUAL_ROWS = 0.75, 4
+LENGTHS = (128, 512, 2048, 8192)  # tokens of a row
+USUAL_SHARE, USUAL_ROWS, USUAL_LENGTH = 0.75, 4, 512
 NUM_TRIES = 2  # of each step; the fastest counts
 CONFIG = LlamaConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=2,
     num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+    max_position_embeddings=max(LENGTHS),
 )  # fmt: skip
-LINE, WIDTH, HEIGHT, LEFT, TOP = (
-    {"rows": "#b3402f", "packs": "#1f5fa8", "counted": "#777"},
-    330,
-    230,
-    55,
-    40,
-)
+WIDE = 20  # a quantity that grows so many times is drawn by logarithms
+LINES = {"rows": ("#b3402f", "o-"), "packs": ("#1f5fa8", "o-"), "counted": ("#777", "--")}
 
 
 class Point(NamedTuple):
@@ -58,10 +56,14 @@ def main() -> None:
         f"rows a step, {USUAL_SHARE:.0%} in common": [
             measure(number, batch(number, USUAL_SHARE), ways, rate) for number in NUM_ROWS
         ],
+        f"tokens of {USUAL_ROWS} rows, {USUAL_SHARE:.0%} in common": [
+            measure(length, batch(USUAL_ROWS, USUAL_SHARE, length), ways, rate)
+            for length in LENGTHS
+        ],
     }
     chosen.to.mkdir(parents=True, exist_ok=True)
     (chosen.to / "growth.md").write_text(table(plots))
-    (chosen.to / "growth.svg").write_text(svg(plots))
+    draw(plots, chosen.to / "growth.svg")
     print(table(plots))
 
 
@@ -72,12 +74,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def batch(num_rows: int, share: float) -> Rows:
+def batch(num_rows: int, share: float, length: int = USUAL_LENGTH) -> Rows:
     draw = np.random.default_rng(SEED)
-    common = draw.integers(0, CONFIG.vocab_size, int(share * LENGTH))
-    own = draw.integers(0, CONFIG.vocab_size, (num_rows, LENGTH - len(common)))
+    common = draw.integers(0, CONFIG.vocab_size, int(share * length))
+    own = draw.integers(0, CONFIG.vocab_size, (num_rows, length - len(common)))
     ids = [np.concatenate([common, row]) for row in own]
-    is_trained = np.arange(LENGTH) >= LENGTH - ANSWER
+    is_trained = np.arange(length) >= length - ANSWER
     return ids, [np.where(is_trained, row, -100) for row in ids]
 
 
@@ -158,49 +160,25 @@ def table(plots: dict[str, list[Point]]) -> str:
     return "\n".join(lines)
 
 
-def svg(plots: dict[str, list[Point]]) -> str:
-    parts = [
-        panel(title, points, i * (WIDTH + LEFT)) for i, (title, points) in enumerate(plots.items())
-    ]
-    wide, high = len(plots) * (WIDTH + LEFT) + 20, HEIGHT + TOP + 60
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" '
-        f'font-family="sans-serif" font-size="12"><rect width="{wide}" height="{high}" '
-        f'fill="white"/>{"".join(parts)}</svg>\n'
-    )
-
-
-def panel(title: str, points: list[Point], left: int) -> str:
-    """CPU seconds a step over one quantity, from zero."""
-    most = max(max(one[1:]) for one in points) * 1.05
-    last = points[-1].at
-
-    def place(at: float, seconds: float) -> tuple[float, float]:
-        return left + LEFT + (WIDTH - 20) * at / last, TOP + HEIGHT * (1 - seconds / most)
-
-    drawn = [f'<text x="{left + LEFT}" y="{TOP - 22}">CPU seconds a step</text>']
-    for number, (name, colour) in enumerate(LINE.items()):
-        places = [place(one.at, getattr(one, name)) for one in points]
-        dash = ' stroke-dasharray="5 4"' if name == "counted" else ""
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        drawn.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
-        )
-        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        drawn.append(
-            f'<text x="{left + LEFT + 70 * number}" y="{TOP - 6}" fill="{colour}">{name}</text>'
-        )
-    for one in points:
-        x, y = place(one.at, 0)
-        drawn.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{one.at:g}</text>')
-    for seconds in np.linspace(0, most, 5):
-        x, y = place(0, seconds)
-        drawn.append(
-            f'<text x="{left + LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{seconds:.1f}</text>'
-        )
-        drawn.append(f'<path d="M{left + LEFT} {y:.1f}h{WIDTH - 20}" stroke="#ddd"/>')
-    drawn.append(f'<text x="{left + LEFT}" y="{TOP + HEIGHT + 38}">{title}</text>')
-    return "".join(drawn)
+def draw(plots: dict[str, list[Point]], file: Path) -> None:
+    """CPU seconds a step over each quantity; a wide one by logarithms."""
+    figure, panels = pyplot.subplots(1, len(plots), figsize=(4.2 * len(plots), 3.6))
+    for panel, (title, points) in zip(panels, plots.items(), strict=True):
+        for name, (colour, dash) in LINES.items():
+            seconds = [getattr(one, name) for one in points]
+            panel.plot([one.at for one in points], seconds, dash, color=colour, label=name)
+        if points[0].at and points[-1].at / points[0].at > WIDE:
+            panel.loglog(base=2)
+            panel.set_xticks([one.at for one in points], [f"{one.at:g}" for one in points])
+            panel.yaxis.set_major_formatter("{x:g}")
+        else:
+            panel.set_ylim(bottom=0)
+        panel.set_xlabel(title)
+        panel.grid(color="#ddd")
+    panels[0].set_ylabel("CPU seconds a step")
+    panels[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file)
 
 
 if __name__ == "__main__":

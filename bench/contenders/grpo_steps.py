@@ -1,15 +1,17 @@
 """GRPO on rows of a prompt and its completions, which are given and not made: see turns.py."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ours
 import pyarrow as pa
 import turns
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from siftune import tokens
+from siftune import output_head, tokens
 from siftune.rewards.choosing import Chosen
 from siftune.sections import Grpo, Reward
 from siftune.training import grpo
@@ -22,9 +24,9 @@ def length(completions: list[str], **_: Any) -> list[float]:
     return [float(len(text) % 7) for text in completions]
 
 
-def given(trainer: Any, rows: list[Any]) -> Any:
+def not_generating(trainer: Any, given: turns.Given) -> Any:
     """The same trainer, whose completions to a prompt are those of its row."""
-    known = {tuple(row["prompt_ids"]): row["completions"] for row in rows}
+    known = {tuple(row["prompt_ids"]): row["completions"] for row in given.rows}
 
     def found(prompts: list[Any], *_: Any) -> tuple[list[Any], None]:
         return [known[tuple(ids)][i % GROUP] for i, ids in enumerate(prompts)], None
@@ -34,56 +36,57 @@ def given(trainer: Any, rows: list[Any]) -> Any:
     return trainer
 
 
-def trl(rows: list[Any], batch: int) -> Any:
+def trl(given: turns.Given) -> Any:
     """Padded to the longest prompt and the longest completion."""
-    longest = max(len(ids) for row in rows for ids in row["completions"])
+    output_head.install_on_cpu()
+    longest = max(len(ids) for row in given.rows for ids in row["completions"])
     config = GRPOConfig(
-        **turns.options(batch), num_generations=GROUP, max_completion_length=longest,
+        **turns.options(given.batch), num_generations=GROUP, max_completion_length=longest,
         shuffle_dataset=False,
     )  # fmt: skip
     trainer = GRPOTrainer(
-        turns.adapted(),
+        turns.adapted(given),
         reward_funcs=length,
         args=config,
-        train_dataset=Dataset.from_dict({"prompt": [row["prompt_ids"] for row in rows]}),
-        processing_class=turns.tokenizer(),
+        train_dataset=Dataset.from_dict({"prompt": [row["prompt_ids"] for row in given.rows]}),
+        processing_class=turns.tokenizer(given),
     )
-    return given(trainer, rows)
+    return not_generating(trainer, given)
 
 
-def siftune(rows: list[Any], batch: int, *, micro_batch: int | str) -> Any:
+def siftune(given: turns.Given, *, micro_batch: int | str) -> Any:
     record = {"messages": [{"role": "user", "content": ""}], "answer": "", "fields": {}}
     encoded = [
         {"id": str(i), "prompt_ids": row["prompt_ids"], "record": json.dumps(record)}
-        for i, row in enumerate(rows)
+        for i, row in enumerate(given.rows)
     ]
     for split, some in {"train": encoded, "validation": encoded[:1]}.items():
         with tokens.write(split, Path(), "grpo") as out:
             out.write_batch(pa.RecordBatch.from_pylist(some, schema=tokens.SCHEMAS["grpo"]))
-    values = turns.section(batch, micro_batch)
+    values = ours.section(given.batch, micro_batch)
     values["trainer"] |= {"shuffle_dataset": False}
     section = Grpo(
         **values,
         num_generations=GROUP,
-        max_new_tokens=max(len(ids) for row in rows for ids in row["completions"]),
+        max_new_tokens=max(len(ids) for row in given.rows for ids in row["completions"]),
         rewards=[Reward("length", 1.0)],
         generate="transformers",
     )
     trainer = grpo.make_trainer(
-        turns.base(),
-        turns.tokenizer(),
+        turns.base(given),
+        turns.tokenizer(given),
         grpo=section,
         chosen=[Chosen("length", 1.0, lambda _, text, __: length([text])[0], {})],
-        **turns.surroundings(batch),
+        **ours.surroundings(given.batch),
     )
     trainer.evaluates_first = False
-    return given(trainer, rows)
+    return not_generating(trainer, given)
 
 
-CONTENDERS: dict[str, turns.Make] = {
+CONTENDERS: dict[str, Callable[[turns.Given], Any]] = {
     "trl padded": trl,
-    "siftune rows": lambda rows, batch: siftune(rows, batch, micro_batch=batch),
-    "siftune packs": lambda rows, batch: siftune(rows, batch, micro_batch=turns.BUDGET),
+    "siftune rows": lambda given: siftune(given, micro_batch=given.batch),
+    "siftune packs": lambda given: siftune(given, micro_batch=ours.BUDGET),
 }
 
 

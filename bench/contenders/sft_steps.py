@@ -1,65 +1,67 @@
 """Supervised fine-tuning on rows of input_ids and labels: see turns.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ours
 import turns
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from siftune import tokens
+from siftune import output_head, tokens
 from siftune.sections import Sft
 from siftune.training import sft
 
-PADDED = 256  # tokens: every row of the notebook's
 
-
-def padded(rows: list[Any], batch: int) -> Trainer:
+def padded(given: turns.Given) -> Trainer:
     """As in many notebooks: every row is as long as the longest may be."""
+    cut_off = 256 * -(-max(len(row["input_ids"]) for row in given.rows) // 256)
     return Trainer(
-        turns.adapted(),
-        TrainingArguments(**turns.options(batch)),
-        train_dataset=Dataset.from_list(rows),
+        turns.adapted(given),
+        TrainingArguments(**turns.options(given.batch)),
+        train_dataset=Dataset.from_list(given.rows),
         data_collator=DataCollatorForSeq2Seq(
-            turns.tokenizer(), padding="max_length", max_length=PADDED
+            turns.tokenizer(given), padding="max_length", max_length=cut_off
         ),
     )
 
 
-def trl(rows: list[Any], batch: int, **special: Any) -> SFTTrainer:
+def trl(given: turns.Given, **special: Any) -> SFTTrainer:
     """Padded to the longest row of a batch."""
+    output_head.install_on_cpu()  # without it, TRL 1.15 trains nothing on a CPU
     special |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
     return SFTTrainer(
-        turns.adapted(),
-        SFTConfig(**turns.options(batch), **special),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=turns.tokenizer(),
+        turns.adapted(given),
+        SFTConfig(**turns.options(given.batch), **special),
+        train_dataset=Dataset.from_list(given.rows),
+        processing_class=turns.tokenizer(given),
     )
 
 
-def trl_padding_free(rows: list[Any], batch: int) -> SFTTrainer:
+def trl_padding_free(given: turns.Given) -> SFTTrainer:
     """All rows of a batch in one; without FlashAttention, that is one mask over all of them."""
-    return trl(rows, batch, padding_free=True)
+    return trl(given, padding_free=True)
 
 
-def siftune(rows: list[Any], batch: int, *, micro_batch: int | str) -> Any:
-    encoded = [(str(i), row["input_ids"], row["labels"]) for i, row in enumerate(rows)]
+def siftune(given: turns.Given, *, micro_batch: int | str) -> Any:
+    encoded = [(str(i), row["input_ids"], row["labels"]) for i, row in enumerate(given.rows)]
     for split, some in {"train": encoded, "validation": encoded[:1]}.items():
         with tokens.write(split, Path()) as out:
             out.write_batch(tokens.batch(some))
-    section = Sft(**turns.section(batch, micro_batch))
+    section = Sft(**ours.section(given.batch, micro_batch))
     return sft.make_trainer(
-        turns.base(), turns.tokenizer(), sft=section, **turns.surroundings(batch)
+        turns.base(given), turns.tokenizer(given), sft=section, **ours.surroundings(given.batch)
     )
 
 
-CONTENDERS: dict[str, turns.Make] = {
-    "hf padded to 256": padded,
+CONTENDERS: dict[str, Callable[[turns.Given], Any]] = {
+    "hf padded to the cut-off": padded,
     "trl padded": trl,
     "trl padding-free": trl_padding_free,
-    "siftune rows": lambda rows, batch: siftune(rows, batch, micro_batch=batch),
-    "siftune packs": lambda rows, batch: siftune(rows, batch, micro_batch=turns.BUDGET),
+    "siftune rows": lambda given: siftune(given, micro_batch=given.batch),
+    "siftune packs": lambda given: siftune(given, micro_batch=ours.BUDGET),
 }
 
 

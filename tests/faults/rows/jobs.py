@@ -38,6 +38,8 @@ def _second(trial: Trial) -> None:
         is_told = "in use: sft on" in second.err and f"process {first.pid}" in second.err
         must(is_told, f"the holder is not told: {second.err[-400:]}", Silent)
     must(first.wait(HANG) == 0, f"the first ended with {first.code}: {first.err[-400:]}")
+    # Also where the first was over when the second ended, they may have trained side by side.
+    promise.check_starts(promise.trainings(folder)[0] / "starts.jsonl")
     if code == 75:
         promise.check_finished(folder, trial.template.golden, most_redone=0)
         must(len(promise.lines(promise.trainings(folder)[0] / "starts.jsonl")) == 2, "two began")
