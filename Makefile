@@ -32,7 +32,7 @@ check: .venv/ready ## lint, types and the rules of the house
 
 bench: .venv/ready ## training steps against peers: tables in work/bench; TANG=FILE and GSM8K=FILE are poems and problems
 	python bench/growth.py
-	$(if $(TANG),python bench/peers.py sft --data "$(TANG)")
+	$(if $(TANG),python bench/peers.py sft --data "$(TANG)" $(if $(LLAMA_FACTORY),--llama-factory-python "$(LLAMA_FACTORY)"))
 	$(if $(GSM8K),python bench/peers.py dpo --data "$(GSM8K)")
 	$(if $(GSM8K),python bench/peers.py grpo --data "$(GSM8K)")
 

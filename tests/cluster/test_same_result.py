@@ -9,6 +9,7 @@ import sys
 
 import prepared
 import promise
+import pytest
 import workspace
 from prepared import natively
 from rows.jobs import check_store
@@ -24,6 +25,7 @@ def test_train_leaves_the_native_adapter(cluster, checkout, golden):
     check_store(checkout.path / "mlflow.db", golden)
 
 
+@pytest.mark.long
 def test_the_whole_pipeline_leaves_the_native_files(cluster, checkout, tiny_model):
     # Its tokenizer is one that llama.cpp's converter knows, as gguf_check wants it.
     shutil.copytree(tiny_model, checkout.path / "work/base")

@@ -4,12 +4,14 @@ import re
 import sqlite3
 
 import promise
+import pytest
 import workspace
 from cluster import OVER, until
 
 NUM = 8
 
 
+@pytest.mark.long
 def test_eight_of_eight_tasks_finish_and_are_brought_home(cluster, checkout, golden):
     # The first line is what the golden training is.
     rates = [0.01 / (task + 1) for task in range(NUM)]

@@ -1,12 +1,14 @@
 """The end of a job's time, three times over."""
 
 import promise
+import pytest
 from rows.jobs import check_store
 
 # So much slower is each of the 80 micro batches, that a training outlives three warnings.
 SECONDS = 1.6
 
 
+@pytest.mark.long
 def test_a_time_limit_costs_nothing(cluster, checkout, golden):
     checkout.slow_down(SECONDS)
     number = checkout.sbatch("--time=60 slurm/train.sh")
