@@ -1,4 +1,4 @@
-"""Steps of whole trainers on the same rows, each trainer in a process of its own, in turns.
+"""Steps of whole trainers on the same rows: each trainer in turns with ours, in two processes.
 
 SmolLM2-135M with random weights, LoRA r=16 on seven projections, AdamW, fp32 on the CPU. `sft` has
 Tang poems (`--data`: Tang_training_data.json) or problems (gsm8k's train.jsonl), 16 a step. `dpo`
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +25,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from siftune import sources
 
 OURS = "siftune packs"
-THEIRS = ["llama-factory padded", *(f"llama-factory packs of {n}" for n in (512, 1024, 2048))]
+THEIRS = ["llama-factory padded", *(f"llama-factory packs of {n}" for n in (512, 1024))]
 NUM_PAIRS, GROUP = 4, 8  # a step: pairs of answers; answers to one prompt
 PROMPT_TO_ANSWER = 4
 NUM_LOOKED_AT = 500  # problems
 LONGEST_ANSWER = 64  # tokens; others are left out, so that steps take seconds
 
 Ids = list[int]
+
+
+class Pair(NamedTuple):
+    """The cost of one step: seconds, cpu, peak_mb, loss."""
+
+    theirs: dict[str, float]
+    ours: dict[str, float]
 
 
 def conversations(file: Path, steps: int) -> list[dict[str, Any]]:
@@ -110,15 +117,12 @@ def main() -> None:
         rows.write_text(json.dumps(rows_of(chosen.data, steps)))
         write_base(base)
         given = [str(rows), str(base), str(batch), str(chosen.threads)]
-        processes = {
-            name: start([*command(name, chosen), name, *given]) for name in chosen.contenders
+        found = {
+            name: in_turns(
+                {one: [*command(one, chosen), one, *given] for one in (name, OURS)}, steps
+            )
+            for name in chosen.contenders
         }
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
-        for number in range(steps):
-            for name in list(processes)[:: 1 if number % 2 else -1]:
-                found[name].append(step(name, processes[name]))
-        for process in processes.values():
-            process.communicate()
     chosen.to.mkdir(parents=True, exist_ok=True)
     (chosen.to / f"{chosen.method}-{chosen.data.stem}.md").write_text(table(found) + "\n")
     print(table(found))
@@ -137,10 +141,10 @@ def arguments() -> argparse.Namespace:
     everyone = {
         "sft": [
             "hf padded to the cut-off", "trl padded", "trl padding-free",
-            *(THEIRS if chosen.llama_factory_python else []), "siftune rows", OURS,
+            *(THEIRS if chosen.llama_factory_python else []), "siftune rows",
         ],
-        "dpo": ["trl padded", "siftune rows", OURS],
-        "grpo": ["trl padded", "siftune rows", OURS],
+        "dpo": ["trl padded", "siftune rows"],
+        "grpo": ["trl padded", "siftune rows"],
     }  # fmt: skip
     chosen.contenders = chosen.contenders or everyone[chosen.method]
     return chosen
@@ -163,6 +167,19 @@ def command(name: str, chosen: argparse.Namespace) -> list[str]:
     return [str(python), str(Path(__file__).parent / "contenders" / f"{script}_steps.py")]
 
 
+def in_turns(commands: dict[str, list[str]], steps: int) -> list[Pair]:
+    """Steps of two trainers, but for the first. More at once would not fit into memory."""
+    processes = {name: start(command) for name, command in commands.items()}
+    pairs = []
+    for number in range(steps):
+        order = list(processes)[:: 1 if number % 2 else -1]
+        pairs.append({name: step(name, processes[name]) for name in order})
+    for process in processes.values():
+        process.communicate()
+    theirs, ours = processes
+    return [Pair(pair[theirs], pair[ours]) for pair in pairs[1:]]
+
+
 def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -180,18 +197,19 @@ def step(name: str, process: subprocess.Popen[str]) -> dict[str, float]:
     raise SystemExit(f"{name} ended before its step")
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Medians of each, and ratios to ours of the same step; the first step only warms up."""
+def table(found: dict[str, list[Pair]]) -> str:
+    """Medians of each, and ratios to ours of the same step."""
+    last = list(found.values())[-1]
     lines = [
         "| contender | s a step | CPU s | peak MB | s to ours: median (min, max) "
         "| CPU s to ours | last loss |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, (_, *runs) in found.items():
+    for name, pairs in {**found, OURS: [Pair(one.ours, one.ours) for one in last]}.items():
+        runs = [one.theirs for one in pairs]
         clock, cpu = (statistics.median(run[what] for run in runs) for what in ("seconds", "cpu"))
-        pairs = list(zip(runs, found[OURS][1:], strict=True))
         of_clock, of_cpu = (
-            [one[what] / ours[what] for one, ours in pairs] for what in ("seconds", "cpu")
+            [one.theirs[what] / one.ours[what] for one in pairs] for what in ("seconds", "cpu")
         )
         lines.append(
             f"| {name} | {clock:.1f} | {cpu:.1f} | {runs[-1]['peak_mb']:.0f} "

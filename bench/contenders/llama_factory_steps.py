@@ -52,7 +52,7 @@ def trainer(given: turns.Given, *, pack: int | None = None) -> CustomSeq2SeqTrai
     collator = SFTDataCollatorWith4DAttentionMask(
         template=template,
         model=model,
-        pad_to_multiple_of=8,
+        pad_to_multiple_of=None if pack else 8,  # it would not fill the positions of a pack up
         label_pad_token_id=IGNORED,
         block_diag_attn=model_args.block_diag_attn,
         neat_packing=data_args.neat_packing,
@@ -104,7 +104,6 @@ CONTENDERS: dict[str, Callable[[turns.Given], Any]] = {
     "llama-factory padded": trainer,
     "llama-factory packs of 512": partial(trainer, pack=512),
     "llama-factory packs of 1024": partial(trainer, pack=1024),
-    "llama-factory packs of 2048": partial(trainer, pack=2048),
 }
 
 
