@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from siftune import llama_cpp
+from siftune import llama_cpp, models
 from siftune.gguf_tokenizer import Header, load_gguf_tokenizer
 
 
@@ -54,11 +53,9 @@ class TransformersReader:
     name = "transformers"
 
     def __init__(self, header: Header) -> None:
-        self.header, path = header, header.path
+        self.header = header
         self._tokenizer = load_gguf_tokenizer(header)
-        self._model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        ).eval()
+        self._model = models.load_gguf(header, torch.float32).eval()
 
     def tokens(self, text: str) -> list[int]:
         """Token ids; special tokens in the text are recognised, none are added."""

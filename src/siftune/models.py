@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from torch import Tensor
 from transformers import (
@@ -186,6 +187,19 @@ def stop_as_encoded(
     model.generation_config.eos_token_id = [first, *others]
 
 
+def load_gguf(header: gguf_tokenizer.Header, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a GGUF file, its weights as transformers dequantises them."""
+    reader = gguf.GGUFReader
+    # transformers parses the file three times, each time for seconds: a vocabulary is long.
+    gguf.GGUFReader = lambda _path: header
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            header.path.parent, gguf_file=header.path.name, dtype=dtype
+        )
+    finally:
+        gguf.GGUFReader = reader
+
+
 def device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -205,24 +219,23 @@ def _folder(source: str, revision: str | None, *, offline: bool = False) -> Path
     return _converted(path) if path.suffix == ".gguf" else path
 
 
-def _converted_folder(gguf: Path) -> Path:
-    return CONVERTED / f"{gguf.stem}-{files.sha256(gguf)[:12]}"
+def _converted_folder(path: Path) -> Path:
+    return CONVERTED / f"{path.stem}-{files.sha256(path)[:12]}"
 
 
-def _converted(gguf: Path) -> Path:
-    folder = _converted_folder(gguf)
+def _converted(path: Path) -> Path:
+    folder = _converted_folder(path)
     if not folder.exists():
         with files.published_folder(folder) as aside:
-            _convert_gguf(gguf, aside)
+            _convert_gguf(path, aside)
     return folder
 
 
-def _convert_gguf(gguf: Path, folder: Path) -> None:
+def _convert_gguf(path: Path, folder: Path) -> None:
     """Write the weights of a GGUF file as bf16 safetensors, with its tokenizer."""
-    tokenizer = gguf_tokenizer.load_gguf_tokenizer(gguf_tokenizer.Header(gguf))
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
-    )
+    header = gguf_tokenizer.Header(path)
+    tokenizer = gguf_tokenizer.load_gguf_tokenizer(header)
+    model = load_gguf(header, torch.bfloat16)
     # The weights are plain numbers now; what says otherwise makes save_pretrained refuse.
     del model.config.quantization_config
     model.hf_quantizer = None

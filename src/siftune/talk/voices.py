@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from siftune import generation, gguf_tokenizer, llama_cpp, merging, models
 from siftune.stage import UserError
@@ -116,9 +116,7 @@ def _of_gguf(path: Path, tokenizer: PreTrainedTokenizerBase) -> Voice:
             "earlier model. Run `dvc repro to_gguf` to make it anew."
         )
     if not llama_cpp.has_library():
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=models.device_dtype()
-        )
+        model = models.load_gguf(header, models.device_dtype())
         return ModelVoice(model.to(models.device()).eval(), tokenizer)
     architecture = gguf_tokenizer.metadata(header, "general.architecture")
     roles = [f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom")]
