@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -174,11 +175,23 @@ def test_an_image_is_the_one_of_its_lock(monkeypatch):
 # What answers
 
 
+def answer_once(server: socket.socket) -> None:
+    opened, _ = server.accept()  # of who has gone away
+    opened.close()
+    opened, _ = server.accept()
+    with opened:
+        opened.recv(1000)
+        opened.sendall(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
+
+
 def test_mlflow_is_knocked_at(monkeypatch):
     assert found(reach.mlflow, "MLflow").what == "sqlite:///mlflow.db"
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://ann:pa55word@127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        only = found(reach.mlflow, "MLflow")  # which it does not take from its queue
+        assert (only.level, "timed out" in only.what) == (WARNING, True)
+        threading.Thread(target=answer_once, args=[server], daemon=True).start()
         only = found(reach.mlflow, "MLflow")
         assert (only.level, only.what.endswith(" answers")) == (OK, True)
     only = found(reach.mlflow, "MLflow")

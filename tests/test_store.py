@@ -1,12 +1,19 @@
 """Opening MLflow's store."""
 
 import os
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from siftune import store
 
@@ -51,3 +58,58 @@ def test_a_database_that_is_not_there_is_known_at_once(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://u:p@127.0.0.1:9/mlflow")
     with pytest.raises(OSError, match="refused"):
         store.connect()
+
+
+def test_a_server_that_says_nothing_is_known_before_mlflow_is_imported(monkeypatch):
+    """Importing it would take seconds of a core from the training beside it."""
+    code = """
+import sys
+from siftune import store
+try:
+    store.connect()
+except OSError as error:
+    print(error, "mlflow" in sys.modules)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        asked = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert asked.stdout == "timed out False\n", asked.stderr
+
+
+@pytest.mark.parametrize("word", [b"HTTP/1.1 401 Unauthorized\r\n\r\n", b""])
+def test_a_certificate_that_nobody_knows_is_no_silence(certificate, word):
+    """Whether it is trusted is MLflow's to say, which may have been told of another authority."""
+
+    def answer() -> None:
+        with encrypted.accept()[0] as opened:
+            opened.recv(1000)
+            opened.sendall(word)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        encrypted = certificate.wrap_socket(server, server_side=True)
+        threading.Thread(target=answer).start()
+        address = f"https://127.0.0.1:{encrypted.getsockname()[1]}"
+        if word:
+            assert store.knock(address, seconds=10)
+        else:
+            with pytest.raises(ConnectionResetError, match="without a word"):
+                store.knock(address, seconds=10)
+
+
+@pytest.fixture
+def certificate(tmp_path) -> ssl.SSLContext:
+    """What a server shows that made its certificate itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "elsewhere")])
+    now = datetime.now(UTC)
+    signed = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, now, now + timedelta(days=1)
+    ).sign(key, hashes.SHA256())
+    file = tmp_path / "both.pem"
+    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = serialization.Encoding.PEM
+    file.write_bytes(key.private_bytes(pem, *form) + signed.public_bytes(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context

@@ -24,8 +24,7 @@ from siftune.stage import STOP_SIGNALS
 IGNORED = {*STOP_SIGNALS, signal.SIGHUP}
 SECONDS_BETWEEN_LOOKS = 1.0
 LONGEST_PAUSE = 60.0
-# In seconds. The stage's end waits for one knock at a silent server, which MLflow makes of two
-# requests; a server that opened may be slow.
+# In seconds. The stage's end waits for one knock at a silent server; one that opened may be slow.
 KNOCK, ANSWER = "2", "10"
 SURROUNDINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PGCONNECT_TIMEOUT": "5"}
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"

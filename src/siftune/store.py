@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,16 +63,36 @@ def reason(error: BaseException) -> str:
 
 
 def knock(uri: str, *, seconds: float) -> bool:
-    """Raise OSError where nothing listens; False: a file, or what is behind a proxy, is not asked.
+    """Whether it answers; False: a file, or what is behind a proxy, is not asked.
 
     Importing mlflow takes seconds of a core, and a database's driver would wait for minutes.
+
+    Raises:
+        OSError: nothing listens, or what listens on the web says nothing.
     """
     parts = urlsplit(uri)
     port = _PORTS.get(parts.scheme.partition("+")[0])
     if not port or not parts.hostname or parts.scheme in getproxies():
         return False
-    socket.create_connection((parts.hostname, parts.port or port), seconds).close()
+    with socket.create_connection((parts.hostname, parts.port or port), seconds) as opened:
+        if parts.scheme in ("http", "https"):
+            _say_hello(opened, parts.scheme, parts.hostname)
     return True
+
+
+def _say_hello(opened: socket.socket, scheme: str, host: str) -> None:
+    """Whatever comes back is an answer, an error or a certificate that nobody knows, too."""
+    try:
+        if scheme == "https":
+            anyone = ssl.create_default_context()
+            anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+            opened = anyone.wrap_socket(opened, server_hostname=host)
+        with opened:
+            opened.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            if not opened.recv(1):
+                raise ConnectionResetError("it ends the connection without a word")
+    except ssl.SSLError:
+        return
 
 
 @contextmanager
