@@ -7,10 +7,10 @@ import small
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from siftune import files, models, tokens
+from siftune import files, merging, models, tokens
 from siftune.learning_curve import LearningCurve
 from siftune.sections import PHASES, Model, Pretrain, Training
-from siftune.training import adapters, left_out, phases, pretrain, run, sft
+from siftune.training import adapters, left_out, origin, phases, pretrain, run, sft
 
 VOCABULARY = 96
 
@@ -97,7 +97,17 @@ def train(one: Training, begin_attempt: Any) -> tuple[Any, Sink]:
     """Train the phase to its end and publish it."""
     trainer, sink = trainer_of(one, begin_attempt)
     trainer.train_from(None)
-    source = files.read_json(models.MANIFEST)["source"]
+    name = origin.name(one.phase)
     with files.published_folder(left_out.published(one.phase)) as folder:
-        adapters.save(trainer.model, folder, base=source, first=trainer.first_factors)
+        adapters.save(trainer.model, folder, base=name, first=trainer.first_factors)
     return trainer, sink
+
+
+def mean_loss(model: Any) -> float:
+    """Nats a trained token of all of sft's rows."""
+    rows = tokens.read("train", tokens.folder_of("sft"))
+    nats = [
+        torch.nn.functional.cross_entropy(one[1:-1], torch.tensor(row["labels"][2:]))
+        for row, one in zip(rows, merging.logits(model, rows["input_ids"]), strict=True)
+    ]
+    return torch.stack(nats).mean().item()

@@ -30,6 +30,7 @@ def workspace(tmp_path, monkeypatch, hub, default_params) -> Path:
     monkeypatch.chdir(tmp_path)
     params = yaml.safe_load(default_params.read_text())
     params["model"] |= {"source": "org/model", "revision": hub.commit}
+    params["model"]["adapter"] = {"source": "org/lora", "revision": hub.commit}
     params["data"]["sources"] = [{"source": "hub:org/questions", "revision": hub.commit}]
     params["benchmark"]["tasks"] = ["questions", "own"]
     Path("params.yaml").write_text(yaml.safe_dump(params))
@@ -39,6 +40,7 @@ def workspace(tmp_path, monkeypatch, hub, default_params) -> Path:
         path.write_text(text)
     row = json.dumps({"question": "1+1?", "answer": "2"}).encode()
     hub.publish("models", "org/model", {"model.safetensors": b"weights"})
+    hub.publish("models", "org/lora", {"adapter_config.json": b"{}"})
     hub.publish("datasets", "org/questions", {"train.jsonl": row, "test.jsonl": row})
     return tmp_path
 
@@ -54,10 +56,12 @@ def pieces(**environment: str) -> list[fetching.Piece]:
 
 def test_what_was_fetched_is_found_without_a_network_and_nothing_else_is(workspace, hub):
     online = pieces()
-    model, data, questions, own = online
-    assert (model.kind, data.kind, questions.kind) == ("base model", "data", "evaluation data")
+    model, adapter, data, questions, own = online
+    assert (model.kind, adapter.kind) == ("base model", "adapter")
+    assert (data.kind, questions.kind) == ("data", "evaluation data")
     home = hub.root / "home"
     assert model.folders == [str(home / f"hub/models--org--model/snapshots/{hub.commit}")]
+    assert adapter.folders == [str(home / f"hub/models--org--lora/snapshots/{hub.commit}")]
     assert data.folders == [str(home / f"hub/datasets--org--questions/snapshots/{hub.commit}")]
     assert [Path(one).is_relative_to(home / "datasets") for one in questions.folders] == [True]
     assert (own.folders, own.problem) == ([], None)
@@ -65,9 +69,9 @@ def test_what_was_fetched_is_found_without_a_network_and_nothing_else_is(workspa
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     assert pieces(**nobody) == online
     elsewhere = pieces(HF_HOME=str(workspace / "empty"), **nobody)
-    assert [one.folders for one in elsewhere] == [[], [], [], []]
-    assert [bool(one.problem) for one in elsewhere] == [True, True, True, False]
-    assert all("siftune fetch --all" in one.problem for one in elsewhere[:3])
+    assert [one.folders for one in elsewhere] == [[], [], [], [], []]
+    assert [bool(one.problem) for one in elsewhere] == [True, True, True, True, False]
+    assert all("siftune fetch --all" in one.problem for one in elsewhere[:4])
     assert "Traceback" not in str(elsewhere)
 
 

@@ -10,10 +10,17 @@ RAW = Path("data/raw")
 def main() -> None:
     params = config.load("model", "data")
     from siftune import architecture, models, sources
+    from siftune.training import origin
 
     with tracking.stage("fetch", "model", "data") as run:
         architecture.require_fit(params.model)
+        adapter = origin.fetch(params.model)
         base = models.fetch_base(params.model)
+        if adapter:
+            from siftune.training import adapters
+
+            adapters.require_fit(adapter, params.model)
+            base["adapter"] = origin.describe(params.model.adapter, adapter)
         with files.published_folder(RAW) as folder:
             sources.fetch_data(params.data, folder)
         raw = files.describe_folder(RAW)

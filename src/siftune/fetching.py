@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from siftune import config, files, provenance, sources, stage, wording
 from siftune.stage import UserError
@@ -23,7 +23,7 @@ _NOTHING = "nothing to fetch"
 class Piece:
     """A model, a data set, or the data of a benchmark."""
 
-    kind: str  # base model, data, evaluation data
+    kind: str  # base model, adapter, data, evaluation data
     name: str
     folders: list[str]  # absolute; none where there is nothing to fetch
     problem: str | None = None
@@ -63,13 +63,9 @@ def main() -> None:
 
 def pieces(params: Any) -> Iterator[Piece]:
     """What the params name, fetched if need be; HF_HUB_OFFLINE=1 makes it look only."""
-    kind, name = "base model", params.model.source
-    try:
-        path = sources.model_files(name, params.model.revision)
-        # Not resolved: a link below the repository is where a bundle will have the model.
-        yield Piece(kind, name, [str(path.absolute())])
-    except UserError as error:
-        yield Piece(kind, name, [], str(error))
+    yield _of_model("base model", "model", params.model.source, params.model.revision)
+    if adapter := params.model.adapter:
+        yield _of_model("adapter", "adapter", adapter.source, adapter.revision)
     for source in params.data.sources:
         try:
             folder = sources.data_files(source)
@@ -89,6 +85,17 @@ def pieces(params: Any) -> Iterator[Piece]:
             yield Piece("evaluation data", name, _evaluation_data(tasks, name))
         except UserError as error:
             yield Piece("evaluation data", name, [], str(error))
+
+
+def _of_model(
+    piece: str, kind: Literal["model", "adapter"], source: str, revision: str | None
+) -> Piece:
+    try:
+        path = sources.model_files(source, revision, kind=kind)
+    except UserError as error:
+        return Piece(piece, source, [], str(error))
+    # Not resolved: a link below the repository is where a bundle will have the model.
+    return Piece(piece, source, [str(path.absolute())])
 
 
 def recorded() -> list[Piece] | None:

@@ -14,6 +14,9 @@ DATA_FILES = [
     for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "txt", "md")
     for packed in ("", ".gz", ".zst")
 ]
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
+# What a repository holds for us → where params.yaml names it.
+SECTIONS = {"model": "model", "adapter": "model.adapter", "dataset": "data.sources"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PATIENCE = 5.0  # seconds
 
@@ -24,9 +27,9 @@ def hugging_face(
     """The folder of a repository's files.
 
     Args:
-        kind: `model` or `dataset`.
+        kind: one of SECTIONS.
         offline: only what was fetched before is found.
-        weights: of a model; else only the small files beside them.
+        weights: of a model or an adapter; else only the small files beside them.
 
     Raises:
         UserError: it is not pinned, cannot be reached, or is gated.
@@ -42,7 +45,7 @@ def hugging_face(
         return Path(
             snapshot_download(
                 name,
-                repo_type=kind,
+                repo_type=_type(kind),
                 revision=revision,
                 allow_patterns=_patterns(kind, weights=weights),
                 local_files_only=offline or HF_HUB_OFFLINE,
@@ -50,7 +53,7 @@ def hugging_face(
         )
     except HFValidationError as error:
         raise UserError(
-            f"params.yaml: {_section(kind)}: {name!r} is no hub id; a path begins with ./ or /. "
+            f"params.yaml: {SECTIONS[kind]}: {name!r} is no hub id; a path begins with ./ or /. "
             f"{error}"
         ) from None
     except GatedRepoError as error:
@@ -74,7 +77,7 @@ def modelscope(
             snapshot_download(
                 name,
                 revision=revision,
-                repo_type=kind,
+                repo_type=_type(kind),
                 allow_patterns=_patterns(kind, weights=weights),
                 local_files_only=offline or HF_HUB_OFFLINE,
             )
@@ -115,7 +118,7 @@ def _todays_commit(name: str, revision: str | None, kind: str) -> str | None:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_PATIENCE)
+        found = HfApi().repo_info(name, repo_type=_type(kind), revision=revision, timeout=_PATIENCE)
     except (HTTPError, OSError, ValueError):
         return None
     return found.sha
@@ -124,24 +127,25 @@ def _todays_commit(name: str, revision: str | None, kind: str) -> str | None:
 def _patterns(kind: str, *, weights: bool) -> list[str]:
     if kind == "dataset":
         return DATA_FILES
-    return [pattern for pattern in MODEL_FILES if weights or pattern != WEIGHTS]
+    patterns = MODEL_FILES if kind == "model" else ADAPTER_FILES
+    return [one for one in patterns if weights or not one.endswith(WEIGHTS.removeprefix("*"))]
 
 
-def _section(kind: str) -> str:
-    return "model" if kind == "model" else "data.sources"
+def _type(kind: str) -> str:
+    return "dataset" if kind == "dataset" else "model"
 
 
 def _unpinned(what: str, kind: str) -> str:
     return (
-        f"params.yaml: {_section(kind)}.revision: {what} needs a commit, or the same params would "
+        f"params.yaml: {SECTIONS[kind]}.revision: {what} needs a commit, or the same params would "
         "train something else tomorrow."
     )
 
 
 def _gated(name: str, kind: str, why: str) -> str:
-    page = f"{HUB}/{'' if kind == 'model' else 'datasets/'}{name}"
+    page = f"{HUB}/{'datasets/' if kind == 'dataset' else ''}{name}"
     return (
-        f"params.yaml: {_section(kind)}: {name} is gated, and {why}. Accept its licence at {page}, "
+        f"params.yaml: {SECTIONS[kind]}: {name} is gated, and {why}. Accept its licence at {page}, "
         "make a token that may read it (your settings there, Access Tokens), and run `siftune "
         "fetch --all` with HF_TOKEN set to it. Where it has been fetched, no token is needed."
     )
@@ -149,7 +153,7 @@ def _gated(name: str, kind: str, why: str) -> str:
 
 def _unreachable(name: str, revision: str, kind: str, error: Exception) -> str:
     return (
-        f"params.yaml: {_section(kind)}: {name} at {revision} is neither on this disk nor "
+        f"params.yaml: {SECTIONS[kind]}: {name} at {revision} is neither on this disk nor "
         "reachable. Run `siftune fetch --all` here on a machine with a network (a login node), "
         f"with HF_HOME on a file system that the nodes see; HF_ENDPOINT names a mirror.\n  {error}"
     )

@@ -36,7 +36,7 @@ def fetch_base(model: Model) -> dict[str, Any]:
     path = sources.model_files(model.source, model.revision)
     if path.suffix == ".gguf":  # converted by the code of today, not by that of an earlier fetch
         shutil.rmtree(_converted_folder(path), ignore_errors=True)
-    folder = _folder(model.source, model.revision)
+    folder = folder_of(model.source, model.revision)
     described = files.describe_folder(folder)
     if not any(name.endswith(".safetensors") for name in described):
         raise UserError(
@@ -56,6 +56,12 @@ def fetch_base(model: Model) -> dict[str, Any]:
     }
 
 
+def folder_of(source: str, revision: str | None, *, offline: bool = False) -> Path:
+    """As `sources.model_files`, a GGUF file as the folder that it was turned into."""
+    path = sources.model_files(source, revision, offline=offline)
+    return _converted(path) if path.suffix == ".gguf" else path
+
+
 def base_folder() -> Path:
     """The base model's folder on this machine, as models/base.json describes it.
 
@@ -63,7 +69,7 @@ def base_folder() -> Path:
         UserError: it is not on this disk, or not the one that was fetched.
     """
     manifest = files.read_json(MANIFEST)
-    folder = _folder(manifest["source"], manifest["revision"], offline=True)
+    folder = folder_of(manifest["source"], manifest["revision"], offline=True)
     for name, file in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file["size"]:
@@ -212,11 +218,6 @@ def device_dtype() -> torch.dtype:
     return (
         torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     )
-
-
-def _folder(source: str, revision: str | None, *, offline: bool = False) -> Path:
-    path = sources.model_files(source, revision, offline=offline)
-    return _converted(path) if path.suffix == ".gguf" else path
 
 
 def _converted_folder(path: Path) -> Path:

@@ -6,7 +6,7 @@ from siftune import batches, config, decoding, gguf_limits, llama_cpp, sources
 from siftune.data import kinds
 from siftune.sections import Dpo, Grpo, Training
 from siftune.stage import UserError
-from siftune.training import requirements
+from siftune.training import origin, requirements
 
 
 def check(params: Any, *, world_size: int = 1) -> None:
@@ -20,6 +20,7 @@ def check(params: Any, *, world_size: int = 1) -> None:
         UserError: the first thing that is wrong.
     """
     sources.check_model(params.model)
+    origin.check(params.model)
     sources.check_data(params.data)
     for section in config.phases(params):
         asked = {"global_batch": section.global_batch, "world_size": world_size}

@@ -31,6 +31,15 @@ MicroBatch = Annotated[int | str, PlainValidator(_micro_batch)]
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Adapter:
+    """LoRA that was trained on the base before; the first phase begins after it."""
+
+    source: str  # as of Model, with PEFT's files
+    revision: str | None
+    trained_on: str | None = None  # what it calls its base, where that is not model.source
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Model:
     """The base model: where it comes from and what it may be used for."""
 
@@ -40,6 +49,7 @@ class Model:
     license: str
     gated: bool  # its makers want the licence accepted before it can be fetched
     stop_tokens: list[str]  # where an answer ends, besides where the model says so itself
+    adapter: Adapter | None = None  # null: training begins from the base alone
 
 
 RowFormat = Literal[

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 from siftune import files, hubs, word_problems
 from siftune.sections import Data, Model, Source
@@ -10,13 +11,21 @@ from siftune.stage import UserError
 
 
 def model_files(
-    source: str, revision: str | None, *, offline: bool = False, weights: bool = True
+    source: str,
+    revision: str | None,
+    *,
+    kind: Literal["model", "adapter"] = "model",
+    offline: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The folder in Hugging Face layout, or the GGUF file, that `source` names; fetched if remote.
 
     `source` is a hub id (`org/name`), `modelscope:org/name`, `package:module/file.gguf`, or a path
     that begins with `.`, `/` or `~`. With `offline` only what was fetched before is found; without
-    `weights`, of a remote model only the small files are fetched.
+    `weights`, of a remote one only the small files are fetched.
+
+    Args:
+        kind: an adapter has PEFT's two files, and another key of params.yaml.
 
     Raises:
         UserError: it is not there, cannot be reached, or is not pinned.
@@ -25,13 +34,18 @@ def model_files(
     if scheme == "package":
         return _package_file(rest, revision)
     if scheme == "modelscope":
-        return hubs.modelscope(rest, revision, kind="model", offline=offline, weights=weights)
-    if source.startswith((".", "/", "~")):
+        return hubs.modelscope(rest, revision, kind=kind, offline=offline, weights=weights)
+    if is_path(source):
         path = Path(source).expanduser()
         if not path.exists():
-            raise UserError(f"params.yaml: model.source: {source} does not exist.")
+            raise UserError(f"params.yaml: {hubs.SECTIONS[kind]}.source: {source} does not exist.")
         return path
-    return hubs.hugging_face(source, revision, kind="model", offline=offline, weights=weights)
+    return hubs.hugging_face(source, revision, kind=kind, offline=offline, weights=weights)
+
+
+def is_path(source: str) -> bool:
+    """Whether `source` names a file or folder of the user."""
+    return source.startswith((".", "/", "~"))
 
 
 def fetch_data(data: Data, folder: Path) -> None:
@@ -73,15 +87,11 @@ def check_model(model: Model) -> None:
     Raises:
         UserError: as for `model_files`.
     """
-    scheme, _, rest = model.source.partition(":")
-    if scheme == "package" or model.source.startswith((".", "/", "~")):
-        model_files(model.source, model.revision)
-    elif scheme == "modelscope":
-        hubs.require_revision(rest, model.revision, kind="model")
-    else:
-        hubs.require_commit(model.source, model.revision, kind="model")
-        if model.gated:
-            hubs.require_access(model.source, model.revision)
+    is_on_the_hub = _check_model_files(model.source, model.revision, kind="model")
+    if is_on_the_hub and model.gated:
+        hubs.require_access(model.source, model.revision)
+    if model.adapter:
+        _check_model_files(model.adapter.source, model.adapter.revision, kind="adapter")
 
 
 def check_data(data: Data) -> None:
@@ -98,6 +108,21 @@ def check_data(data: Data) -> None:
             "the one place that is read. Fetch first (`dvc repro fetch` keeps data/raw), then name "
             "a folder of your own that holds both, with one local source for each."
         )
+
+
+def _check_model_files(
+    source: str, revision: str | None, *, kind: Literal["model", "adapter"]
+) -> bool:
+    """Whether it is on Hugging Face's hub."""
+    scheme, _, rest = source.partition(":")
+    if scheme == "package" or is_path(source):
+        model_files(source, revision, kind=kind)
+    elif scheme == "modelscope":
+        hubs.require_revision(rest, revision, kind=kind)
+    else:
+        hubs.require_commit(source, revision, kind=kind)
+        return True
+    return False
 
 
 def _check_source(source: Source, path: str) -> None:

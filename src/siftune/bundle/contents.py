@@ -44,7 +44,8 @@ def collect(wheels: Path | None, aside: Path) -> list[Entry]:
     for piece in pieces:
         for folder in piece.folders:
             if not piece.name.startswith("package:"):  # the image and the wheels have it
-                entries += _of_folder(Path(folder), hubs.MODEL_FILES)
+                key = "model.adapter.source" if piece.kind == "adapter" else "model.source"
+                entries += _of_folder(Path(folder), key, hubs.MODEL_FILES)
     entries += _own_data()
     # What git tracks comes with the commit.
     by_name = {entry.name: entry for entry in entries if entry.name not in tracked}
@@ -121,7 +122,7 @@ def _wheels(folder: Path | None) -> Iterator[Entry]:
         yield Entry(f"{WHEELS}/{path.name}", path)
 
 
-def _of_folder(folder: Path, own_patterns: list[str]) -> Iterator[Entry]:
+def _of_folder(folder: Path, key: str, own_patterns: list[str]) -> Iterator[Entry]:
     """The files of what was fetched, by the cache in which it lies."""
     from huggingface_hub import constants
 
@@ -141,7 +142,7 @@ def _of_folder(folder: Path, own_patterns: list[str]) -> Iterator[Entry]:
     elif real.is_relative_to(modelscope.resolve()):
         yield from _files(real, modelscope.resolve(), MODELSCOPE)
     else:
-        yield from _own(folder, "model.source", own_patterns)
+        yield from _own(folder, key, own_patterns)
 
 
 def _own_data() -> Iterator[Entry]:

@@ -95,6 +95,18 @@ def _base_model(model: Any) -> Iterator[Finding]:
         yield Finding(PROBLEM, "base model", f"{folder}: {', '.join(wrong)} changed", again)
     else:
         yield Finding(OK, "base model", f"{model.source}, on this disk")
+    if model.adapter:
+        yield _adapter(model.adapter)
+
+
+def _adapter(adapter: Any) -> Finding:
+    from siftune import sources
+
+    try:
+        sources.model_files(adapter.source, adapter.revision, kind="adapter", offline=True)
+    except UserError as error:
+        return Finding(PROBLEM, "adapter", str(error).splitlines()[0], FETCH)
+    return Finding(OK, "adapter", f"{adapter.source}, on this disk")
 
 
 def _data(data: Any) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from siftune import files, llama_cpp, status
 from siftune.resume import checkpoints
 from siftune.sections import PHASES
 from siftune.stage import UserError
-from siftune.training import left_out
+from siftune.training import left_out, origin
 
 BASE, TOKENIZER = Path("models/base.json"), Path("models/tokenizer")
 MERGED, GGUF = Path("models/merged"), Path("models/gguf")
@@ -42,8 +42,8 @@ class Weights:
             if not settings.is_file():
                 return
             theirs = files.read_json(settings)["base_model_name_or_path"]
-            ours = files.read_json(BASE)["source"]
-            is_strange = theirs != ours
+            assert self.phase
+            is_strange = theirs != origin.name(self.phase)
         else:
             inputs = self.manifest["fingerprint"]["inputs"]
             is_strange = any(
@@ -112,7 +112,7 @@ def of_phases() -> list[Weights]:
     return [
         Weights(phase, folder, phase=phase)
         for phase, folder in folders.items()
-        if folder.is_dir() and left_out.holds_weights(folder)
+        if left_out.holds_weights(folder)
     ]
 
 

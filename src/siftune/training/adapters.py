@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils.loftq_utils import replace_lora_weights_loftq
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from siftune import batches, files
-from siftune.sections import Lora, Training
+from siftune import batches, files, models
+from siftune.sections import Lora, Model, Training
 from siftune.stage import UserError
 from siftune.throughput import lora as fast_lora
 from siftune.training import engine, requirements
+from siftune.training.origin import SETTINGS, WEIGHTS
 
 ALL_LINEAR = "all-linear"
 _FACTOR = re.compile(r"\.lora_([AB])\.")
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def embeddings(model: PreTrainedModel) -> dict[str, str]:
@@ -70,6 +71,39 @@ def require(model: PreTrainedModel, lora: Lora) -> None:
         if lora.targets != ALL_LINEAR and module in lora.targets:
             raise UserError(
                 f"params.yaml: lora.modules_to_save: {module} is in lora.targets, too: either."
+            )
+
+
+def require_fit(folder: Path, base: Model) -> None:
+    """Refuse an adapter whose weights are not those that PEFT would look for on this base.
+
+    Only headers and shapes are read.
+
+    Raises:
+        UserError: with the first weight that is missing, too many, or of another shape.
+    """
+    assert base.adapter
+    told = f"params.yaml: model.adapter: {base.adapter.source} does not fit {base.source}: "
+    config = PeftConfig.from_pretrained(str(folder))
+    # What PEFT would compute from weights, or warn of: `origin` has looked at the name.
+    config.init_lora_weights, config.base_model_name_or_path = False, None
+    empty = models.load_model(models.folder_of(base.source, base.revision), device_map="meta")
+    try:
+        adapted = get_peft_model(empty, config, low_cpu_mem_usage=True)
+        with safe_open(folder / WEIGHTS, "pt") as opened:
+            has = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (ValueError, SafetensorError) as error:
+        raise UserError(told + " ".join(str(error).split())[:300]) from None
+    needs = {
+        name: tuple(weight.shape)
+        for name, weight in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
+    }
+    for name in sorted(has.keys() | needs.keys()):
+        if has.get(name) != needs.get(name):
+            raise UserError(
+                f"{told}{name} is {has.get(name, 'not there')}, and this base takes "
+                f"{needs.get(name, 'no such weight')}. Take the model that it was trained on. One "
+                "that holds a whole embedding for new tokens has to be merged into its base first."
             )
 
 

@@ -20,8 +20,8 @@ def published(phase: str) -> Path:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a phase's folder has what it trained, and no note."""
-    return any(one.name != NOTE for one in folder.iterdir())
+    """Whether a phase's folder is there, and has what it trained and not the note."""
+    return folder.is_dir() and any(one.name != NOTE for one in folder.iterdir())
 
 
 def curve(phase: str) -> Path:

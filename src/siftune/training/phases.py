@@ -13,26 +13,28 @@ from transformers import PreTrainedModel
 from siftune import files, models, shards
 from siftune.sections import PHASES
 from siftune.stage import UserError
-from siftune.training import adapters, folding, left_out
+from siftune.training import adapters, folding, left_out, origin
 
 
 def before(phase: str | None = None) -> list[Path]:
-    """What the phases before this one trained, in their order; None: what all of them did.
+    """What was trained on the base before this phase, in order; None: after all phases.
 
-    Only settings are read, no weights.
+    That is the adapter that is given with the base, if one is, and what the earlier phases left.
+    No weights are loaded.
 
     Raises:
-        UserError: what a phase leaves is not there, or was trained on another base.
+        UserError: what a phase leaves is not there, or was trained from something else. As for
+            `origin.given`.
     """
     names = list(PHASES)
     earlier = names[: names.index(phase)] if phase else names
-    found = []
+    found = [given] if (given := origin.given()) else []
     for name in earlier:
         folder = left_out.published(name)
         if not folder.is_dir():
             raise UserError(f"{folder} is not there. Run `dvc repro {name}`.")
         if left_out.holds_weights(folder):
-            _refuse_another_base(name, folder)
+            _refuse_another_start(name, folder)
             found.append(folder)
     return found
 
@@ -133,14 +135,14 @@ def _together(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return after
 
 
-def _refuse_another_base(phase: str, folder: Path) -> None:
+def _refuse_another_start(phase: str, folder: Path) -> None:
     if not adapters.is_adapter(folder):
         return
-    theirs = files.read_json(folder / adapters.SETTINGS)["base_model_name_or_path"]
-    ours = files.read_json(models.MANIFEST)["source"]
+    theirs = files.read_json(folder / origin.SETTINGS)["base_model_name_or_path"]
+    ours = origin.name(phase)
     if theirs != ours:
         raise UserError(
-            f"{folder} is an adapter for {theirs}, and {models.MANIFEST} describes {ours}: what "
-            f"{phase} learned does not fit there. Run `dvc repro {phase}` to train it on {ours}, "
-            "or put params.yaml: model back."
+            f"{folder} is an adapter for {theirs}, and {phase} begins from {ours} here: what it "
+            f"learned does not fit there. Run `dvc repro {phase}` to train it on {ours}, or put "
+            "params.yaml back."
         )

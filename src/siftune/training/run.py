@@ -14,7 +14,7 @@ from siftune.learning_curve import LearningCurve, summarise
 from siftune.resume import agreement, attempt, fingerprint
 from siftune.resume.trainer import Resumable
 from siftune.sections import Training
-from siftune.training import adapters, left_out, loading, phases
+from siftune.training import adapters, left_out, loading, origin, phases
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,10 @@ class Ground:
             return
         self.curve.write(left_out.curve(phase))
         with files.published_folder(left_out.published(phase)) as folder:
-            source = files.read_json(models.MANIFEST)["source"]
             adapters.save(
                 trainer.model,
                 folder,
-                base=source,
+                base=origin.name(phase),
                 first=trainer.first_factors,
                 weights=trainer.gathered,
             )
