@@ -61,6 +61,13 @@ def test_hub_sources_are_linked(finished_run: Path) -> None:
     assert (data.base_model, data.datasets) == ("org/model", ["org/data"])
 
 
+def test_an_adapter_that_it_began_from_is_named(finished_run: Path) -> None:
+    adapter = {"source": "org/lora", "revision": "c0ffee"}
+    row = "| Adapter it began from | `org/lora` at `c0ffee`; the base was measured without it |"
+    assert row in render(model={"adapter": adapter}).splitlines()
+    assert "Adapter it began from" not in render()
+
+
 def test_says_how_it_was_measured_and_made(finished_run: Path) -> None:
     text = render()
     assert "**The tuned model is better than its base.** +55.0 points" in text

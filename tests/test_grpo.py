@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from datasets import Dataset
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from trainings import ADAPTER, Sink, put, uninterrupted
+from trainings import ADAPTER, Sink, in_ranks, put, uninterrupted
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
@@ -272,6 +273,34 @@ def test_told_to_stop_it_waits_for_where_completions_are_made(place, make, whole
     again, _, start = make(section(**changed))
     again.train_from(start.begin())
     assert state(start.checkpoints.folder / "step-00000020") == state(folders[20])
+
+
+def test_two_processes_that_are_stopped_go_on_exactly(make, here, monkeypatch):
+    """Each makes the completions of its own prompts, from dice of its own."""
+    monkeypatch.setattr(checkpoints, "KEPT", 2 * NUM_STEPS)
+    num_steps, stop = 5, 2
+
+    def train(folder: str, *, stops: bool = False) -> None:
+        Path(folder).mkdir(exist_ok=True)
+        os.chdir(folder)
+        made, _, start = make(section(micro_batch=2, num_epochs=1.0))
+        if stops:
+            start.stop.reason = lambda: "test" if made.state.global_step == stop else None
+            with pytest.raises(RunAgain, match=f"stopped at step {stop} of {num_steps}"):
+                made.train_from(start.begin())
+        else:
+            made.train_from(start.begin())
+
+    in_ranks(2, lambda rank: train("whole"))
+    in_ranks(2, lambda rank: train("resumed", stops=True))
+    assert not [*here.glob(f"resumed/**/step-{num_steps:08d}")]
+    in_ranks(2, lambda rank: train("resumed"))
+    for step in (stop, num_steps):
+        [mine], [theirs] = (
+            [*here.glob(f"{folder}/**/step-{step:08d}")] for folder in ("resumed", "whole")
+        )
+        assert state(mine) == state(theirs)
+        assert checkpoints.verify(mine).manifest["world_size"] == 2
 
 
 def test_what_is_accumulated_changes_nothing(make, whole, here):

@@ -149,6 +149,14 @@ def test_a_run_too_short_for_validation_has_curves(finished_run: Path) -> None:
     assert 'class="mark validation_loss"' not in page
 
 
+def test_an_adapter_that_it_began_from_is_named(finished_run: Path) -> None:
+    params = config.raw_sections(*SECTIONS)
+    params["model"]["adapter"] = {"source": "./before", "revision": None}
+    named = "<dt>Adapter it began from</dt><dd>./before; the base was measured without it</dd>"
+    assert named in report.render(params)
+    assert "Adapter it began from" not in render()
+
+
 def test_image_and_job_are_named_when_known(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
