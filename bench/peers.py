@@ -117,15 +117,16 @@ def main() -> None:
         rows.write_text(json.dumps(rows_of(chosen.data, steps)))
         write_base(base)
         given = [str(rows), str(base), str(batch), str(chosen.threads)]
-        found = {
-            name: in_turns(
+        target = chosen.to / f"{chosen.method}-{chosen.data.stem}.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found = {}
+        for name in chosen.contenders:
+            found[name] = in_turns(
                 {one: [*command(one, chosen), one, *given] for one in (name, OURS)}, steps
             )
-            for name in chosen.contenders
-        }
-    chosen.to.mkdir(parents=True, exist_ok=True)
-    (chosen.to / f"{chosen.method}-{chosen.data.stem}.md").write_text(table(found) + "\n")
-    print(table(found))
+            # At once: the next one may need more memory than there is.
+            target.write_text(table(found) + "\n")
+            print(table(found), flush=True)
 
 
 def arguments() -> argparse.Namespace:
