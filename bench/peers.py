@@ -147,7 +147,10 @@ def arguments() -> argparse.Namespace:
         "dpo": ["trl padded", "siftune rows"],
         "grpo": ["trl padded", "siftune rows"],
     }  # fmt: skip
-    chosen.contenders = chosen.contenders or everyone[chosen.method]
+    valid = everyone[chosen.method]
+    chosen.contenders = chosen.contenders or valid
+    for name in set(chosen.contenders) - set(valid):
+        parser.error(f"{name!r} is no contender here. Valid: {', '.join(map(repr, valid))}")
     return chosen
 
 
