@@ -1,11 +1,11 @@
 """Whether a phase is trained; where it is left out, nothing is published, in no time.
 
-Imports no torch.
+Imports no torch; without being asked whether there are rows, no numpy either.
 """
 
 from pathlib import Path
 
-from siftune import files, lock, tokens
+from siftune import files, lock
 from siftune.data import kinds
 from siftune.sections import Training
 from siftune.tracking import METRICS
@@ -35,6 +35,8 @@ def is_trained(phase: str, section: Training | None) -> bool:
     Raises:
         UserError: the section is set and no row is for this phase, or the other way round.
     """
+    from siftune import tokens
+
     has_rows = tokens.are_there("train", tokens.folder_of(phase))
     kinds.require({phase: (section is not None, has_rows)})
     if section is None:
