@@ -1,7 +1,29 @@
 """The cluster takes a node away: to another job, or since it broke."""
 
 import promise
+import pytest
 from workspace import SAVE_EVERY
+
+# One after the other: what one requeues, Slurm may offer the node that the other switches off.
+pytestmark = pytest.mark.xdist_group("rough")
+
+
+def test_a_job_that_is_pushed_aside_goes_on_later(cluster, checkout, golden):
+    checkout.slow_down(0.5)
+    number = checkout.sbatch("--partition=rough --exclusive slurm/train.sh")
+    checkout.trained(7, number)
+    node = cluster.job(number)["NodeList"]
+    urgent = cluster.sbatch(
+        f"--partition=urgent --nodelist={node} --output=/dev/null --wrap 'sleep 5'"
+    )
+    assert cluster.wait(urgent)["JobState"] == "COMPLETED"
+    job = cluster.wait(number)
+    log = cluster.log(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
+    steps = checkout.steps_begun()
+    assert len(steps) == 2, log
+    assert steps[1] >= 7
+    promise.check_finished(checkout.path, golden, most_redone=0)
 
 
 def test_a_dead_node_costs_one_save_interval_at_most(cluster, checkout, golden):
@@ -24,23 +46,3 @@ def test_a_dead_node_costs_one_save_interval_at_most(cluster, checkout, golden):
     assert len(begun) == 2, log
     assert begun[1] >= 10
     promise.check_finished(checkout.path, golden, most_redone=SAVE_EVERY)
-
-
-def test_a_job_that_is_pushed_aside_goes_on_later(cluster, checkout, golden):
-    checkout.slow_down(0.5)
-    number = checkout.sbatch("--partition=rough --exclusive slurm/train.sh")
-    checkout.trained(7, number)
-    node = cluster.job(number)["NodeList"]
-    urgent = cluster.sbatch(
-        f"--partition=urgent --nodelist={node} --output=/dev/null --wrap 'sleep 5'"
-    )
-    assert cluster.wait(urgent)["JobState"] == "COMPLETED"
-    job = cluster.wait(number)
-    log = cluster.log(number)
-    # Restarts may be two: the test above takes a node away at the same time, and Slurm may offer
-    # that one first, where nothing begins.
-    assert job["JobState"] == "COMPLETED", log
-    steps = checkout.steps_begun()
-    assert len(steps) == 2, log
-    assert steps[1] >= 7
-    promise.check_finished(checkout.path, golden, most_redone=0)
