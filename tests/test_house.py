@@ -30,12 +30,14 @@ ONLY_IN = {
 # What `sources` found is pinned by models/base.json, which is a dependency: only who asks it to
 # fetch lists it.
 PINNED = {"sources"}
-# How stages start, read params and log decides no result: a change there runs nothing again.
+# How stages start, read params, log and hold memory decides no result: a change there runs
+# nothing again.
 PLUMBING = {
     *("config", "disk", "files", "follower", "history", "lock", "mirror", "nodes", "processes"),
     *("progress", "provenance", "ranks", "redaction", "sections", "stage", "store", "tracking"),
     *("resume.agreement", "resume.attempt", "resume.checkpoints", "resume.fingerprint"),
     "resume.stopping",
+    "throughput.memory",
 }
 ALL_SECTIONS = "params.yaml"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from siftune.throughput.layout import Layout
 
-CHUNK = 256  # positions
+CHUNK = 512  # positions
 
 
 @contextmanager
@@ -92,9 +92,11 @@ class _ChunkedNll(torch.autograd.Function):
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        logits = hidden.new_empty(min(len(hidden), CHUNK), len(weight))
         done = 0
         for own, sources, chunk in _chunks(hidden, source_of):
-            found, of_logits = _of_chunk(chunk @ weight.T, sources, targets[own], softcap)
+            made = torch.mm(chunk, weight.T, out=logits[: len(chunk)])
+            found, of_logits = _of_chunk(made, sources, targets[own], softcap)
             total += found
             if gradient is not None:
                 torch.mm(of_logits.to(weight), weight, out=gradient[done : done + len(chunk)])

@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedModel
 
+from siftune import models
 from siftune.chat.masking import IGNORED
 from siftune.resume import agreement
 from siftune.resume.trainer import Resumable
 from siftune.stage import UserError
-from siftune.throughput import attention, collator, limits, loss
+from siftune.throughput import attention, collator, limits, loss, memory
 from siftune.throughput.layout import Layout
 
 # In nats a token, between rows in packs and each of them alone.
@@ -46,6 +47,8 @@ class InPacks(Resumable):
                 f"{self._key}: {budget} tokens, but {self._what_stays_together} has {least}: "
                 f'write "{least} tokens" or more, or cut rows with encode.max_length.'
             )
+        if models.device().type == "cpu":
+            memory.keep_freed()
         attention.register()
         for one in (model, kwargs.get("ref_model")):
             if one is not None:
