@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -117,6 +117,22 @@ def pytest_terminal_summary(
 def cluster() -> Cluster:
     """The cluster of this run."""
     return Cluster(FOLDER)
+
+
+@pytest.fixture(autouse=True)
+def _one_at_a_time(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that are marked with the same reason wait for each other, whichever process has them.
+
+    pytest-xdist 3.8 has groups for that, which pytest 9.2 leaves apart without a word.
+    """
+    mark = request.node.get_closest_marker("one_at_a_time")
+    if mark is None:
+        yield
+        return
+    (reason,) = mark.args
+    with (cluster.folder / f"{reason}.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 # One counts who does so in the whole cluster.
-reaches_out = pytest.mark.xdist_group("reaches for the network")
+reaches_out = pytest.mark.one_at_a_time("reaches for the network")
 # Each says its name, and only where it runs in the image.
 SHELL = "[ ! -d /opt/siftune ] || echo {name} >>{marks}\n"
 PYTHON = """import os

@@ -9,7 +9,7 @@ import yaml
 from prepared import ROOT
 
 # As the tests that count who does so.
-pytestmark = pytest.mark.xdist_group("reaches for the network")
+pytestmark = pytest.mark.one_at_a_time("reaches for the network")
 AS_TYPED = "cd {} && export SIFTUNE_SITE=test && {}"
 
 

@@ -1,19 +1,11 @@
 """The cluster takes a node away: to another job, or since it broke."""
 
-import fcntl
-from collections.abc import Iterator
-
 import promise
 import pytest
 from workspace import SAVE_EVERY
 
-
-@pytest.fixture(autouse=True)
-def one_after_the_other(cluster) -> Iterator[None]:
-    """What one of them requeues, Slurm may offer the node that the other switches off."""
-    with (cluster.folder / "rough.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
+# What one of them requeues, Slurm may offer the node that the other switches off.
+pytestmark = pytest.mark.one_at_a_time("takes nodes away")
 
 
 def test_a_job_that_is_pushed_aside_goes_on_later(cluster, checkout, golden):
