@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from throughput import PROJECTIONS, SEED, Rows, counted, packed, padded
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from siftune.throughput import attention, lora
+from siftune.throughput import attention, lora, memory
 
 ANSWER = 25  # the last tokens of a row, which are trained
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of a row, that all rows of a batch begin with
@@ -47,6 +47,7 @@ class Point(NamedTuple):
 def main() -> None:
     chosen = arguments()
     torch.set_num_threads(chosen.threads)
+    memory.keep_freed()
     ways = {"rows": contender("rows"), "packs": contender("packs")}
     rate = matrix_rate()
     plots = {
