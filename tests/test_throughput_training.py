@@ -333,6 +333,17 @@ def test_what_is_computed_is_told(make, here, capsys):
     assert all(0.3 < share < 1 for share in shares)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_cpu_the_memory_of_a_step_is_kept(device, make, here, monkeypatch):
+    asked = []
+    monkeypatch.setattr("siftune.throughput.memory.keep_freed", lambda: asked.append(True))
+    monkeypatch.setattr("siftune.training.packed.models.device", lambda: torch.device(device))
+    make(sft(micro_batch=2))
+    assert not asked
+    make(sft())
+    assert asked == [True] * (device == "cpu")
+
+
 def test_with_dropout_nothing_is_shared(make, here, capsys):
     made, log, start = make(sft(lora=small.lora(rank=2, dropout=0.3)))
     training.check_batches(made)
