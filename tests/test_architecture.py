@@ -49,6 +49,10 @@ def test_what_cannot_be_trained_is_refused_by_its_configuration_alone(base, mode
              "text_config": {}, "vision_config": {}},
             "reads more than text (its configuration has a vision_config)",
         ),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4}},
+            "has weights that are quantised already (awq)",
+        ),
         ({"hidden_size": "wide"}, "the configuration of"),
     ):  # fmt: skip
         files.write_json(base / "config.json", {**config, **changed})

@@ -23,8 +23,8 @@ def require_fit(model: Model) -> None:
 
     Raises:
         UserError: the architecture is unknown to this transformers, reads more than text, or does
-            not write from left to right; the configuration or the tokenizer cannot be read. As
-            for `sources.model_files`.
+            not write from left to right; the weights are quantised; the configuration or the
+            tokenizer cannot be read. As for `sources.model_files`.
     """
     folder = sources.model_files(model.source, model.revision, weights=False)
     if folder.suffix == ".gguf":  # its reader refuses what it does not know
@@ -33,7 +33,7 @@ def require_fit(model: Model) -> None:
     if problem:
         raise UserError(
             f"params.yaml: model.source: {model.source} {problem} What can be trained is a model "
-            "that reads and writes text, from left to right."
+            "that reads and writes text, from left to right, with weights of 16 or 32 bits."
         )
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -62,6 +62,12 @@ def _problem(folder: Path) -> str | None:
     written = (config.get("architectures") or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)])[0]
     if written not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return f"is a {written or kind}."
+    if quantised := config.get("quantization_config"):
+        return (
+            f"has weights that are quantised already ({quantised.get('quant_method')}), which no "
+            "adapter can be merged with. Name the model that it was made from; load.quantise "
+            "loads that in 4 or 8 bits for a training."
+        )
     return None
 
 
