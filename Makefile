@@ -50,7 +50,7 @@ llama: .venv/ready ## build llama.cpp once, for quantised GGUF types and for run
 	containers/llama.sh build
 
 test-cluster: .venv/ready ## the image and the batch scripts on a real Slurm cluster, all on this machine (needs root)
-	pytest --numprocesses=4 --dist=load --maxschedchunk=1 tests/cluster
+	pytest --numprocesses=4 --dist=loadgroup tests/cluster
 
 cluster: ## a shell on the login node of a Slurm cluster of five nodes, all on this machine (needs root)
 	$(PYTHON) tests/cluster/cluster.py
