@@ -159,13 +159,6 @@ def leak(monkeypatch) -> None:
     original = planner._with_subtrees
     monkeypatch.setattr(planner, "_with_subtrees", lambda found: everything(original(found)))
 
-    def wider(made, segment, window, like):
-        num_before = sum(s.end - s.start for s in made.segments if s.end <= segment.start)
-        length = segment.end - segment.start
-        return torch.ones(length, num_before + length, dtype=torch.bool).tril(num_before)
-
-    monkeypatch.setattr(attention, "_mask", wider)
-
 
 def wrong_positions(monkeypatch) -> None:
     """Positions go on over the whole pack."""

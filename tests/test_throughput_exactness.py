@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from siftune.stage import UserError
-from siftune.throughput import attention, flex, layout, limits, loss, planner
+from siftune.throughput import attention, flex, layout, limits, loss, planner, products
 
 TOLERANCE = 1e-5  # relative, in fp32
 
@@ -18,9 +18,20 @@ def _share_all(monkeypatch):
     monkeypatch.setattr(planner, "MIN_SAVED", 1)
 
 
+@pytest.fixture
+def kernel(request, monkeypatch) -> None:
+    """How attention is computed: as on a GPU; or by products, which long rows have in blocks."""
+    if request.param == "sdpa":
+        monkeypatch.setattr(products, "serves", lambda _query, _softcap: False)
+    if request.param == "products in blocks":
+        monkeypatch.setattr(products, "BLOCK", 5)
+        monkeypatch.setattr(products, "KEPT", 12)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "products", "products in blocks"], indirect=True)
 @pytest.mark.parametrize("own_lora", [True, False])
 @pytest.mark.parametrize("shape", packs.SHAPES)
-def test_loss_and_gradients_are_those_of_the_rows_alone(shape, own_lora):
+def test_loss_and_gradients_are_those_of_the_rows_alone(shape, own_lora, kernel):
     model, rows = packs.model(shape, own_lora=own_lora), packs.rows()
     limits.check(model, max(map(len, rows[0])), key="")
     alone = packs.alone(packs.model(shape), rows)
@@ -91,12 +102,12 @@ def test_forty_steps_have_one_loss_curve():
 
 def late_window(monkeypatch) -> None:
     """The window is one token too wide."""
-    original = attention._mask
+    original = layout.Layout.seen
 
-    def wider(made, segment, window, like):
-        return original(made, segment, window + 1, like)
+    def wider(made, num_before, length, window):
+        return original(made, num_before, length, window + 1)
 
-    monkeypatch.setattr(attention, "_mask", wider)
+    monkeypatch.setattr(layout.Layout, "seen", wider)
 
 
 def dropped_cap(monkeypatch) -> None:

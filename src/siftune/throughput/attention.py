@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from siftune.throughput import products
 from siftune.throughput.layout import Layout
-from siftune.throughput.planner import Segment
 
 NAME = "siftune_shared_prefix"
 
@@ -54,6 +54,9 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """The attention of each row as if it were alone: [1, N, H, D]."""
     assert dropout == 0.0, "a shared token would get one dropout for all its rows"
+    if products.serves(query, softcap):
+        how: dict[str, Any] = {"scaling": scaling, "window": sliding_window}
+        return products.attend(query, key, value, layout, **how), None
     sizes = [segment.end - segment.start for segment in layout.segments]
     queries, keys, values = (torch.split(states, sizes, dim=2) for states in (query, key, value))
     found = []
@@ -61,24 +64,11 @@ def shared_prefix_attention(
     for i, segment in enumerate(layout.segments):
         paths.append([*(paths[segment.parent] if segment.parent >= 0 else []), i])
         seen = [torch.cat([states[j] for j in paths[i]], dim=2) for states in (keys, values)]
-        mask = _mask(layout, segment, sliding_window, query)
+        is_windowed = sliding_window is not None and sliding_window < segment.position + sizes[i]
+        is_causal = segment.position == 0 and not is_windowed and softcap is None
+        mask = None if is_causal else layout.seen(segment.position, sizes[i], sliding_window)
         found.append(_attend(queries[i], *seen, mask=mask, scaling=scaling, softcap=softcap))
     return torch.cat(found, dim=2).transpose(1, 2), None
-
-
-def _mask(layout: Layout, segment: Segment, window: int | None, like: Tensor) -> Tensor | None:
-    """Which keys of its path each token of a segment sees, [L, P + L]; None: all up to itself."""
-    num_before, length = segment.position, segment.end - segment.start
-    window = window if window is not None and window < num_before + length else None
-    if window is None and num_before == 0:
-        return None
-    sizes = (num_before, length, window or 0)
-    if sizes not in layout.masks:
-        keys = torch.arange(num_before + length, device=like.device)
-        distance = keys[num_before:, None] - keys
-        seen = distance >= 0
-        layout.masks[sizes] = seen if window is None else seen & (distance < window)
-    return layout.masks[sizes]
 
 
 def _attend(
@@ -86,22 +76,19 @@ def _attend(
     key: Tensor,
     value: Tensor,
     *,
-    mask: Tensor | None,
+    mask: Tensor | None,  # None: all up to itself, without a softcap
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    # The CPU's kernel takes fewer heads of keys with a mask; on a GPU that ends in the slow one.
-    is_grouped = softcap is None and query.device.type == "cpu"
-    if not is_grouped:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    # With fewer heads of keys and a mask, a GPU would take its slow kernel.
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     if softcap is None:
         return functional.scaled_dot_product_attention(
-            query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=is_grouped
+            query, key, value, mask, is_causal=mask is None, scale=scaling
         )
+    assert mask is not None
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
-    if mask is None:
-        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
     return (
         scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(query) @ value
     )

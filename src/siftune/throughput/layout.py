@@ -32,6 +32,22 @@ class Layout:
     num_in_rows: int  # tokens of its rows, each counted with all of its own
     masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # made once for all layers
 
+    def seen(self, num_before: int, length: int, window: int | None) -> Tensor:
+        """Which tokens some of a row see, [L, P + L]: those before them, and their own.
+
+        Args:
+            num_before: P, tokens of the row right before them.
+            length: L, of their own.
+            window: tokens that a token sees, itself included; None: all up to itself.
+        """
+        sizes = (num_before, length, window or 0)
+        if sizes not in self.masks:
+            tokens = torch.arange(num_before + length, device=self.input_ids.device)
+            distance = tokens[num_before:, None] - tokens
+            is_seen = distance >= 0
+            self.masks[sizes] = is_seen if window is None else is_seen & (distance < window)
+        return self.masks[sizes]
+
     def to(self, device: torch.device | str) -> Self:
         """On another device; accelerate moves batches by this."""
         moved: dict[str, Any] = {
