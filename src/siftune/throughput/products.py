@@ -23,7 +23,6 @@ class _Block(NamedTuple):
 
     own: slice
     seen: list[slice]  # in the order of the row; up to the last of its own
-    num_before: int  # tokens that are seen, before its own
 
 
 def serves(query: Tensor, softcap: float | None) -> bool:
@@ -114,9 +113,9 @@ def _blocks(layout: Layout, window: int | None) -> Iterator[_Block]:
         for start in range(segment.start, segment.end, BLOCK):
             end = min(start + BLOCK, segment.end)
             position = segment.position + start - segment.start
-            num_before = position if window is None else min(position, window - 1)
-            seen = _without([*before, slice(segment.start, end)], position - num_before)
-            yield _Block(slice(start, end), seen, num_before)
+            unseen = 0 if window is None else max(position - window + 1, 0)
+            seen = _without([*before, slice(segment.start, end)], unseen)
+            yield _Block(slice(start, end), seen)
 
 
 def _without(places: list[slice], number: int) -> list[slice]:
