@@ -55,8 +55,7 @@ def shared_prefix_attention(
     """The attention of each row as if it were alone: [1, N, H, D]."""
     assert dropout == 0.0, "a shared token would get one dropout for all its rows"
     if products.serves(query, softcap):
-        how: dict[str, Any] = {"scaling": scaling, "window": sliding_window}
-        return products.attend(query, key, value, layout, **how), None
+        return products.attend(query, key, value, layout, scaling, sliding_window), None
     sizes = [segment.end - segment.start for segment in layout.segments]
     queries, keys, values = (torch.split(states, sizes, dim=2) for states in (query, key, value))
     found = []

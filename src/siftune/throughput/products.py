@@ -37,7 +37,6 @@ def attend(
     key: Tensor,
     value: Tensor,
     layout: Layout,
-    *,
     scaling: float,
     window: int | None,
 ) -> Tensor:
