@@ -1,5 +1,6 @@
 """Models and tokenizers in Hugging Face layout: where the base is, and how all are loaded."""
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -195,15 +196,17 @@ def stop_as_encoded(
 
 def load_gguf(header: gguf_tokenizer.Header, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a GGUF file, its weights as transformers dequantises them."""
-    reader = gguf.GGUFReader
-    # transformers parses the file three times, each time for seconds: a vocabulary is long.
+    own = gguf.GGUFReader, gguf.get_tensor_name_map
+    # transformers parses the file three times, each time for seconds, since a vocabulary is long;
+    # and it makes the same table of names for each module of the model.
     gguf.GGUFReader = lambda _path: header
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     try:
         return AutoModelForCausalLM.from_pretrained(
             header.path.parent, gguf_file=header.path.name, dtype=dtype
         )
     finally:
-        gguf.GGUFReader = reader
+        gguf.GGUFReader, gguf.get_tensor_name_map = own
 
 
 def device() -> torch.device:
