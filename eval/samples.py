@@ -10,6 +10,7 @@ MERGED, SAMPLES = Path("models/merged"), Path("data/samples.jsonl")
 def main() -> None:
     params = config.load("samples", "encode")
     from siftune import generation, models
+    from siftune.throughput import onednn
 
     test = files.read_jsonl(Path("data/prepared/test.jsonl"))
     records = generation.spread(test, params.samples.num_prompts)
@@ -19,7 +20,7 @@ def main() -> None:
         model = models.load_model(folder, num_tokens=len(tokenizer))
         models.stop_as_encoded(model, tokenizer, tokenizer_folder)
         return generation.by_each_decoding(
-            model, tokenizer, records, params.samples, system=params.encode.system
+            onednn.used_in(model), tokenizer, records, params.samples, system=params.encode.system
         )
 
     with tracking.stage("samples", "samples", "encode") as run:

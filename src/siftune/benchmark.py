@@ -20,7 +20,17 @@ from siftune import files, generation, models, provenance, scored
 from siftune.chat import conversation
 from siftune.sections import Benchmark
 from siftune.stage import UserError
-from siftune.throughput import attention, greedy, head, layout, likelihood, limits, loss, planner
+from siftune.throughput import (
+    attention,
+    greedy,
+    head,
+    layout,
+    likelihood,
+    limits,
+    loss,
+    onednn,
+    planner,
+)
 
 TASKS = Path("eval/tasks")
 CACHE = Path("work/answers")
@@ -105,7 +115,7 @@ class ChatModel(HFLM):
         models.stop_as_encoded(model, tokenizer, tokenizer_folder)
         with _quiet("lm_eval.models.huggingface"):
             super().__init__(
-                pretrained=model,
+                pretrained=onednn.used_in(model),
                 tokenizer=tokenizer,
                 batch_size=settings.batch_size,
                 # The template writes the first token, where there is one.
@@ -220,7 +230,7 @@ def _way_of_computing(weights: str, settings: Benchmark) -> str:
     """What decides an answer and is not in the text of its request."""
     own = (
         conversation, generation, models, attention, greedy, head, layout, likelihood, limits, loss,
-        planner,
+        onednn, planner,
     )  # fmt: skip
     modules = [files.sha256(Path(str(module.__file__))) for module in own]
     return provenance.digest(

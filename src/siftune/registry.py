@@ -114,9 +114,10 @@ class Answerer:
 
     def __init__(self, folder: Path) -> None:
         from siftune import models
+        from siftune.throughput import onednn
 
         self._tokenizer = models.read_tokenizer(folder)
-        self._model = models.load_model(folder)
+        self._model = onednn.used_in(models.load_model(folder))
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
         """One answer for each question, a list of texts or a table whose first column is text."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from siftune import generation, gguf_tokenizer, llama_cpp, merging, models
 from siftune.stage import UserError
 from siftune.talk.weights import BASE, MERGED, Weights
+from siftune.throughput import onednn
 from siftune.training import phases
 
 LONGEST_CONTEXT = 8192  # of a GGUF file: its memory is taken at once
@@ -97,10 +98,10 @@ def load(weights: Weights, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
     """The weights, but of no GGUF file, as a model; errors as for `of`."""
     base = models.base_folder()
     if weights.path == BASE:
-        return models.load_model(base, num_tokens=len(tokenizer))
+        return onednn.used_in(models.load_model(base, num_tokens=len(tokenizer)))
     if weights.path == MERGED:
         models.load_tokenizer(MERGED)  # which refuses another chat template
-        return models.load_model(MERGED)
+        return onednn.used_in(models.load_model(MERGED))
     weights.refuse_strange()
     with weights.while_read():
         weights.refuse_broken()
@@ -116,8 +117,8 @@ def _of_gguf(path: Path, tokenizer: PreTrainedTokenizerBase) -> Voice:
             "earlier model. Run `dvc repro to_gguf` to make it anew."
         )
     if not llama_cpp.has_library():
-        model = models.load_gguf(header, models.device_dtype())
-        return ModelVoice(model.to(models.device()).eval(), tokenizer)
+        model = models.load_gguf(header, models.device_dtype()).to(models.device()).eval()
+        return ModelVoice(onednn.used_in(model), tokenizer)
     architecture = gguf_tokenizer.metadata(header, "general.architecture")
     roles = [f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom")]
     stops = {tokenizer.eos_token_id, *(gguf_tokenizer.metadata(header, role) for role in roles)}
