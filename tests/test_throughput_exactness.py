@@ -20,9 +20,10 @@ def _share_all(monkeypatch):
 
 @pytest.fixture
 def kernel(request, monkeypatch) -> None:
-    """How attention is computed: as on a GPU; or by products, which long rows have in blocks."""
+    """How attention is computed: as of long rows and on a GPU; or by products, in blocks or not."""
     if request.param == "sdpa":
-        monkeypatch.setattr(products, "serves", lambda _query, _softcap: False)
+        monkeypatch.setattr(products, "LONGEST", 0)
+        monkeypatch.setattr(products, "attend", None)
     if request.param == "products in blocks":
         monkeypatch.setattr(products, "BLOCK", 5)
         monkeypatch.setattr(products, "KEPT", 12)

@@ -54,7 +54,7 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """The attention of each row as if it were alone: [1, N, H, D]."""
     assert dropout == 0.0, "a shared token would get one dropout for all its rows"
-    if products.serves(query, softcap):
+    if products.serves(query, layout, softcap):
         return products.attend(query, key, value, layout, scaling, sliding_window), None
     sizes = [segment.end - segment.start for segment in layout.segments]
     queries, keys, values = (torch.split(states, sizes, dim=2) for states in (query, key, value))

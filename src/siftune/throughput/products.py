@@ -16,6 +16,8 @@ from siftune.throughput.layout import Layout
 BLOCK = 128
 # Tokens that are looked at: the probabilities of a block with more are computed twice, not kept.
 KEPT = 512
+# Tokens of a row: with longer ones PyTorch's own kernel is as fast, and then faster.
+LONGEST = 1024
 
 
 class _Block(NamedTuple):
@@ -25,11 +27,13 @@ class _Block(NamedTuple):
     seen: list[slice]  # in the order of the row; up to the last of its own
 
 
-def serves(query: Tensor, softcap: float | None) -> bool:
-    """Whether it computes what is asked for: on a CPU, all in fp32, logits as they are."""
+def serves(query: Tensor, layout: Layout, softcap: float | None) -> bool:
+    """Whether it computes what is asked for: on a CPU, all in fp32, logits uncapped, short rows."""
     if query.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    return query.dtype in (torch.float32, torch.float64) and softcap is None
+    if query.dtype not in (torch.float32, torch.float64) or softcap is not None:
+        return False
+    return int(layout.position_ids.max()) < LONGEST
 
 
 def attend(
