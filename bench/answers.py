@@ -31,6 +31,7 @@ class Timed(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=50, help="problems")
+    parser.add_argument("--num-fewshot", type=int, default=0, help="solved examples before each")
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
     theirs, ours = [], []
     for _ in range(chosen.pairs):
         with tempfile.TemporaryDirectory() as folder:
-            lay_out(Path(folder), chosen.limit)
+            lay_out(Path(folder), limit=chosen.limit, num_fewshot=chosen.num_fewshot)
             runs = [timed(command, folder, environment) for command in stock(Path(folder))]
             theirs.append(Timed(*map(sum, zip(*runs, strict=True))))
             stage = [sys.executable, "-P", "eval/benchmark.py"]
@@ -56,12 +57,13 @@ def main() -> None:
         )
 
 
-def lay_out(folder: Path, limit: int) -> None:
+def lay_out(folder: Path, **settings: int) -> None:
+    """What the stage needs, with these settings of the section benchmark."""
     for name in GIVEN:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(Path(name).absolute())
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["benchmark"]["limit"] = limit
+    params["benchmark"] |= settings
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
